@@ -1,0 +1,44 @@
+"""A3C's worker: pull parameters, play a rollout, push its gradient (Mnih et al. 2016, algorithm S3).
+
+The server is rank 0: where the paper's threads change shared parameters themselves, here it applies each gradient and
+answers with the newest parameters, so one message each way is both push and pull.
+"""
+
+from time import perf_counter
+
+from mpi_rl.agent import Agent, Losses, Rollout, rng_state, set_rng_state
+from mpi_rl.transport import Command, Kind, WorkerLink
+
+
+def work(link: WorkerLink, agent: Agent) -> None:
+    """Run one worker until the server says stop."""
+    link.header["kind"] = Kind.JOIN
+    link.header["rng_state"] = rng_state(agent.rng)
+    reply = link.exchange()
+    if reply["resumed"]:
+        set_rng_state(agent.rng, reply["rng_state"])
+    agent.reset()
+    wait_s = 0.0
+    while reply["command"] != Command.STOP:
+        rollout = agent.collect()
+        started = perf_counter()
+        losses = agent.learn(rollout)
+        pushed = perf_counter()
+        _write_header(link, agent, rollout, losses, pushed - started, wait_s)
+        reply = link.exchange()
+        wait_s = perf_counter() - pushed
+
+
+def _write_header(link: WorkerLink, agent: Agent, rollout: Rollout, losses: Losses, learn_s: float,
+                  wait_s: float) -> None:
+    header, count = link.header, len(rollout.episode_returns)
+    header["kind"] = Kind.PUSH
+    header["version"] = link.reply["version"]
+    header["num_steps"] = rollout.actions.size
+    header["policy_loss"], header["value_loss"] = losses.policy_loss, losses.value_loss
+    header["entropy"], header["grad_norm"] = losses.entropy, losses.grad_norm
+    header["phase_s"] = rollout.env_s, rollout.act_s, learn_s, wait_s
+    header["rng_state"] = rng_state(agent.rng)
+    header["num_episodes"] = count
+    header["episode_returns"][:count] = rollout.episode_returns
+    header["episode_lengths"][:count] = rollout.episode_lengths

@@ -1,0 +1,130 @@
+"""What a person sees of a run: a live view on a terminal, one plain line per period elsewhere."""
+
+import math
+import os
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+PLAIN_PERIOD_S = 10.0
+RATE_WINDOW_S = 20.0  # steps/s are measured over this long
+LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The numbers of one moment of a run."""
+
+    step: int
+    total_steps: int
+    version: int
+    num_episodes: int
+    mean_return: float  # of the last 100 episodes; nan before the first
+    mean_staleness: float  # updates
+    num_active_workers: int
+    num_workers: int
+
+
+class Progress:
+    """Shows a run's snapshots. Use as a context manager: leaving it restores the terminal."""
+
+    def __init__(self, title: str) -> None:
+        terminal = launcher_terminal()
+        self._title, self._shown_s = title, -math.inf
+        self._recent: deque[tuple[float, int]] = deque()
+        self._live: Live | None = None
+        if terminal is not None and os.environ.get("TERM", "dumb") != "dumb":
+            console = Console(file=sys.stdout, force_terminal=True, width=terminal.columns, height=terminal.lines)
+            self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, snapshot: Snapshot, last: bool = False) -> None:
+        """Show ``snapshot``: always in the live view, else only when a period is over or it is the ``last``."""
+        now = monotonic()
+        self._recent.append((now, snapshot.step))
+        while now - self._recent[0][0] > RATE_WINDOW_S and len(self._recent) > 2:
+            self._recent.popleft()
+        (then, old_step), elapsed = self._recent[0], now - self._recent[0][0]
+        steps_per_s = (snapshot.step - old_step) / elapsed if elapsed > 0 else 0.0
+        if self._live:
+            self._live.update(self._view(snapshot, steps_per_s), refresh=True)
+        elif last or now - self._shown_s >= PLAIN_PERIOD_S:
+            self._shown_s = now
+            print(plain_line(snapshot, steps_per_s), flush=True)
+
+    def _view(self, snapshot: Snapshot, steps_per_s: float) -> Table:
+        table = Table(title=self._title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(style="dim")
+        table.add_column()
+        bar = Table.grid(padding=(0, 2, 0, 0))
+        bar.add_row(ProgressBar(snapshot.total_steps, min(snapshot.step, snapshot.total_steps), width=30),
+                    f"{100 * snapshot.step / snapshot.total_steps:.1f} %")
+        table.add_row("steps", f"{snapshot.step:,} of {snapshot.total_steps:,}")
+        table.add_row("", bar)
+        table.add_row("speed", f"{steps_per_s:,.0f} steps/s, {time_left(snapshot, steps_per_s)} left")
+        table.add_row("return", f"{snapshot.mean_return:.1f}, mean of the last 100 of {snapshot.num_episodes:,} episodes")
+        table.add_row("staleness", f"{snapshot.mean_staleness:.2f} updates, mean of {snapshot.version:,}")
+        table.add_row("workers", f"{snapshot.num_active_workers} of {snapshot.num_workers} active")
+        return table
+
+
+def plain_line(snapshot: Snapshot, steps_per_s: float) -> str:
+    """Return ``snapshot`` as one line."""
+    return (f"{snapshot.step:>11,} steps {100 * snapshot.step / snapshot.total_steps:5.1f} %  {steps_per_s:>7,.0f} steps/s"
+            f"  {time_left(snapshot, steps_per_s):>8} left  return {snapshot.mean_return:8.1f}"
+            f"  episodes {snapshot.num_episodes:>7,}  staleness {snapshot.mean_staleness:5.2f}"
+            f"  workers {snapshot.num_active_workers}")
+
+
+def time_left(snapshot: Snapshot, steps_per_s: float) -> str:
+    """Return the time to the budget's end at this speed as h:mm:ss, or ? where nothing is known yet."""
+    if steps_per_s <= 0:
+        return "?"
+    seconds = round(max(0, snapshot.total_steps - snapshot.step) / steps_per_s)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def launcher_terminal() -> os.terminal_size | None:
+    """Return the size of the terminal that the run's output ends on, or None.
+
+    Launchers give their ranks pipes or a terminal of their own, so it is the launcher's standard output that counts;
+    without a launcher, ours.
+    """
+    pid = os.getpid()
+    while pid > 1:
+        try:
+            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+            if name in LAUNCHERS:
+                return _terminal_size(f"/proc/{pid}/fd/1")
+            pid = int(rest.split()[1])
+        except (OSError, ValueError):
+            break
+    return _terminal_size("/proc/self/fd/1")
+
+
+def _terminal_size(path: str) -> os.terminal_size | None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_APPEND)
+    except OSError:
+        return None
+    try:
+        return os.get_terminal_size(handle)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)

@@ -1,0 +1,227 @@
+"""Pushes and replies between the server (rank 0) and its workers: one message each way, sleeping waits.
+
+A worker's slot is one stretch of memory, ``reply | params[P] | header | grads[P]``:
+
+* on the server's node it lies in a shared window that both ends map, and a message carries only the small header or reply;
+* elsewhere both ends own a copy, and a message carries header and grads, or reply and params.
+
+Between its push and the reply a worker waits, so the server reads and writes the slot undisturbed: nothing is torn, and
+the version that a worker holds is exact. Waits test and sleep, because a blocking MPI call spins, and with more ranks than
+cores it would eat the cores that should compute.
+"""
+
+import enum
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+from mpi4py import MPI
+
+SERVER = 0  # its rank; worker w (0-based) is rank w + 1
+SLEEP_FIRST_S, SLEEP_LAST_S = 20e-6, 1e-3
+FAILURE_WAIT_S = 4.0  # how long a failed worker waits for the server to save the run and end all ranks
+_ALIGNMENT = 64
+
+
+class Tag(enum.IntEnum):
+    """Message tags: each has one sender, one receiver and one payload."""
+
+    PUSH = 1  # worker -> server: header, and grads where memory is not shared
+    REPLY = 2  # server -> worker: reply, and params where memory is not shared
+
+
+class Kind(enum.IntEnum):
+    """What a worker's header announces."""
+
+    JOIN = 0  # ready to start: send parameters
+    PUSH = 1  # here is a gradient
+    FAILED = 2  # an exception ended this worker
+
+
+class Command(enum.IntEnum):
+    """What the server's reply tells a worker to do."""
+
+    CONTINUE = 0
+    STOP = 1
+
+
+REPLY = np.dtype([
+    ("version", "i8"),  # updates applied to the parameters sent along
+    ("command", "i8"),
+    ("resumed", "i8"),  # 1: rng_state is where the worker's random stream goes on
+    ("rng_state", "u8", 6),
+])
+
+
+def header_dtype(max_episodes: int) -> np.dtype:
+    """Return the record that a worker sends first; it has room for the episodes that one rollout can finish."""
+    return np.dtype([
+        ("kind", "i8"),
+        ("version", "i8"),  # of the parameters that the gradient was taken at
+        ("num_steps", "i8"),
+        ("policy_loss", "f8"), ("value_loss", "f8"), ("entropy", "f8"), ("grad_norm", "f8"),
+        ("phase_s", "f8", 4),  # seconds since the last push: env, act, learn, wait
+        ("rng_state", "u8", 6),  # the worker's random stream after this rollout
+        ("num_episodes", "i8"),
+        ("episode_returns", "f8", max_episodes), ("episode_lengths", "i8", max_episodes),
+    ])
+
+
+def wait_until(done: Callable[[], object], spin: bool = False) -> None:
+    """Call ``done`` until it is true, with exponentially longer sleeps in between (none with ``spin``)."""
+    pause = SLEEP_FIRST_S
+    while not done():
+        if not spin:
+            time.sleep(pause)
+            pause = min(2 * pause, SLEEP_LAST_S)
+
+
+def sleeping_barrier(comm: MPI.Comm) -> None:
+    """Wait for all ranks of ``comm`` without using a core."""
+    wait_until(comm.Ibarrier().Test)
+
+
+class Slot:
+    """Views of a worker's memory, or of the server's end of it."""
+
+    def __init__(self, num_params: int, max_episodes: int, memory: np.ndarray | None = None) -> None:
+        header = header_dtype(max_episodes)
+        sizes = [REPLY.itemsize, 4 * num_params, header.itemsize, 4 * num_params]
+        starts = np.cumsum([0] + [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes])
+        self.num_bytes = int(starts[-1])
+        if memory is None:
+            memory = np.zeros(self.num_bytes, np.uint8)
+        parts = [memory[start:start + size] for start, size in zip(starts, sizes)]
+        self.reply, self.header = parts[0].view(REPLY)[0:1], parts[2].view(header)[0:1]
+        self.params, self.grads = parts[1].view(np.float32), parts[3].view(np.float32)
+        self.reply_bytes, self.header_bytes = parts[0], parts[2]
+        self.down_bytes = memory[starts[0]:starts[1] + sizes[1]]  # reply and params, as one message
+        self.up_bytes = memory[starts[2]:starts[3] + sizes[3]]  # header and grads, as one message
+
+
+class _Link:
+    """What both ends share: the window, if any rank uses one, and how to leave without leftovers."""
+
+    def __init__(self, comm: MPI.Comm, slot_bytes: int, by_message: bool) -> None:
+        self._comm = comm
+        self._node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
+        self._near = not by_message and self._node.allreduce(comm.rank, MPI.MIN) == SERVER
+        self._window: MPI.Win | None = None
+        if self._near:
+            self._window = MPI.Win.Allocate_shared(0 if comm.rank == SERVER else slot_bytes, 1, comm=self._node)
+            self._window.Lock_all(MPI.MODE_NOCHECK)
+
+    def _memory(self, node_rank: int) -> np.ndarray:
+        assert self._window is not None
+        buffer, _ = self._window.Shared_query(node_rank)
+        return np.frombuffer(buffer, np.uint8)
+
+    def _sync(self) -> None:
+        if self._window is not None:
+            self._window.Sync()
+
+    def _close(self, requests: list[MPI.Prequest]) -> None:
+        sleeping_barrier(self._comm)
+        for request in requests:
+            request.Free()
+        if self._window is not None:
+            self._window.Unlock_all()
+            self._window.Free()
+        self._node.Free()
+
+
+class WorkerLink(_Link):
+    """A worker's end: fill ``header`` and ``grads``, call ``exchange``, find ``reply`` and ``params``."""
+
+    def __init__(self, comm: MPI.Comm, num_params: int, max_episodes: int, by_message: bool = False,
+                 spin: bool = False) -> None:
+        super().__init__(comm, Slot(num_params, max_episodes).num_bytes, by_message)
+        slot = Slot(num_params, max_episodes, self._memory(self._node.rank) if self._near else None)
+        self.header, self.grads, self.params, self.reply = slot.header[0], slot.grads, slot.params, slot.reply[0]
+        self._spin = spin
+        down, up = (slot.reply_bytes, slot.header_bytes) if self._near else (slot.down_bytes, slot.up_bytes)
+        self._requests = [comm.Send_init([up, MPI.BYTE], SERVER, Tag.PUSH),
+                          comm.Recv_init([down, MPI.BYTE], SERVER, Tag.REPLY)]
+        comm.gather((self._near, node_name()), root=SERVER)
+
+    def exchange(self) -> np.void:
+        """Send the header (and grads), wait for the reply (and params), and return the reply."""
+        self._sync()
+        MPI.Prequest.Startall(self._requests)
+        wait_until(lambda: MPI.Request.Testall(self._requests), self._spin)
+        self._sync()
+        return self.reply
+
+    def fail(self) -> None:
+        """Tell the server that this worker has failed; it ends all ranks. Returns if it does not."""
+        self.header["kind"] = Kind.FAILED
+        deadline = time.monotonic() + FAILURE_WAIT_S
+        wait_until(lambda: MPI.Request.Testall(self._requests) or time.monotonic() > deadline)
+        self._requests[0].Start()
+        wait_until(lambda: time.monotonic() > deadline)
+
+    def close(self) -> None:
+        """Leave together with all ranks."""
+        self._close(self._requests)
+
+
+class ServerLink(_Link):
+    """The server's end: ``poll`` for workers whose push is here, read their header and grads, ``reply``."""
+
+    def __init__(self, comm: MPI.Comm, num_params: int, max_episodes: int, by_message: bool = False) -> None:
+        super().__init__(comm, 0, by_message)
+        self.num_workers = comm.size - 1
+        self._slots = [Slot(num_params, max_episodes) for _ in range(self.num_workers)]
+        places = (comm.gather((self._near, node_name()), root=SERVER) or [])[1:]
+        self.transports = ["window" if near else "message" for near, _ in places]
+        self.node_names = [name for _, name in places]
+        self._receives, self._sends = [], []
+        node_rank = 0
+        for worker, slot in enumerate(self._slots):
+            down, up = slot.down_bytes, slot.up_bytes
+            if places[worker][0]:  # the vectors lie in the worker's own slot, the records in the server's
+                node_rank += 1
+                shared = Slot(num_params, max_episodes, self._memory(node_rank))
+                slot.params, slot.grads = shared.params, shared.grads
+                down, up = slot.reply_bytes, slot.header_bytes
+            self._receives.append(comm.Recv_init([up, MPI.BYTE], worker + 1, Tag.PUSH))
+            self._sends.append(comm.Send_init([down, MPI.BYTE], worker + 1, Tag.REPLY))
+        MPI.Prequest.Startall(self._receives)
+
+    def poll(self) -> list[int]:
+        """Return the workers whose push has arrived since the last call, without waiting."""
+        arrived = MPI.Request.Testsome(self._receives) or []
+        if arrived:
+            self._sync()
+        return arrived
+
+    def header(self, worker: int) -> np.void:
+        """Return the record that ``worker`` sent: see ``header_dtype``."""
+        return self._slots[worker].header[0]
+
+    def grads(self, worker: int) -> np.ndarray:
+        """Return the gradient that ``worker`` pushed, (P,) float32."""
+        return self._slots[worker].grads
+
+    def reply(self, worker: int, params: np.ndarray, version: int, command: Command,
+              rng_state: np.ndarray | None = None) -> None:
+        """Copy ``params`` into the worker's slot and answer its push; with STOP, the last answer."""
+        slot = self._slots[worker]
+        wait_until(self._sends[worker].Test)  # the last reply: long received, since the worker has pushed again
+        np.copyto(slot.params, params)
+        slot.reply[0] = (version, command, rng_state is not None, 0 if rng_state is None else rng_state)
+        if command != Command.STOP:
+            self._receives[worker].Start()
+        self._sync()
+        self._sends[worker].Start()
+
+    def close(self) -> None:
+        """Leave together with all ranks, once every worker has been told to stop."""
+        wait_until(lambda: MPI.Request.Testall(self._sends))
+        self._close(self._receives + self._sends)
+
+
+def node_name() -> str:
+    """Return this rank's node: Slurm's name for it, where Slurm runs, else the host's."""
+    return os.environ.get("SLURMD_NODENAME") or MPI.Get_processor_name()
