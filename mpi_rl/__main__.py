@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpi_rl.envs import EnvSpec
+    from mpi_rl.networks import NetworkSpec
 
 LIBRARIES = ("mpi_rl", "mpi4py", "torch", "numpy", "gymnasium", "ale-py", "h5py")
 SLURM_NAMES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_NODELIST", "SLURM_CLUSTER_NAME")
@@ -176,7 +177,8 @@ class Plan:
     """What rank 0 tells all ranks before they start."""
 
     options: TrainOptions
-    spec: "EnvSpec"
+    env: "EnvSpec"
+    network: "NetworkSpec"
 
 
 def _train_on_every_rank(arguments: list[str]) -> int:
@@ -212,6 +214,7 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
     if not isinstance(options, TrainOptions):  # --help has been answered
         return None
     from mpi_rl.envs import env_spec
+    from mpi_rl.networks import network_spec
     from mpi_rl.runfile import read_run, writer_lock
     config, path = options.config, options.output
     if num_ranks < 2:
@@ -221,9 +224,8 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
         raise ValueError(f"{num_ranks} ranks give {num_ranks - 1} worker(s), but job {options.job} has num_workers = "
                          f"{wanted}: start it with mpirun -n {wanted + 1}, or give --num-workers {num_ranks - 1}")
     options = dataclasses.replace(options, config=dataclasses.replace(config, num_workers=wanted))
-    spec = env_spec(config.env, sticky_action_prob=config.sticky_action_prob, noop_max=config.noop_max,
-                    fire_reset=config.fire_reset, life_loss_terminates=config.life_loss_terminates,
-                    max_episode_frames=config.max_episode_frames)
+    settings = dataclasses.asdict(options.config)
+    spec = env_spec(settings)
     _make_folder(path.parent)
     stack.enter_context(writer_lock(path))
     if path.exists() and not options.overwrite:
@@ -236,7 +238,7 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
                              "settings to resume it, --overwrite to start afresh, or another --output")
         if run.attributes["env_spec_hash"] != spec.hash():
             raise ValueError(f"{path}: unfinished, and of another environment: {run.attributes['env_spec']}")
-    return Plan(options, spec)
+    return Plan(options, spec, network_spec(settings, spec.observation_shape, spec.num_actions))
 
 
 def _make_folder(folder: Path) -> None:
@@ -252,16 +254,15 @@ def _serve(comm: "MPI.Comm", plan: Plan, commit: dict[str, Any]) -> None:
     """Rank 0's part of a run."""
     import torch
 
-    from mpi_rl.agent import network_spec
     from mpi_rl.networks import initial_params
     from mpi_rl.progress import Progress
     from mpi_rl.recorder import Recorder
-    from mpi_rl.server import serve, snapshot
+    from mpi_rl.server import serve
     from mpi_rl.transport import ServerLink, sleeping_barrier
     from mpi_rl.updates import make_update_rule
     torch.set_num_threads(1)
     options, config = plan.options, plan.options.config
-    params = initial_params(network_spec(config, plan.spec), config.seed)
+    params = initial_params(plan.network, config.seed)
     rule = make_update_rule(config.update_rule, params, comm.size - 1, rmsprop_decay=config.rmsprop_decay,
                             epsilon=config.epsilon, momentum=config.momentum, weight_decay=config.weight_decay)
     sleeping_barrier(comm)
@@ -294,16 +295,16 @@ def _work(comm: "MPI.Comm", plan: Plan) -> None:
     import torch
 
     from mpi_rl.a3c import work
-    from mpi_rl.agent import Agent, make_rng, network_spec
+    from mpi_rl.agent import Agent, make_rng
     from mpi_rl.networks import num_params
     from mpi_rl.transport import WorkerLink, sleeping_barrier
     torch.set_num_threads(1)
     options, config = plan.options, plan.options.config
     sleeping_barrier(comm)
-    link = WorkerLink(comm, num_params(network_spec(config, plan.spec)), config.n_steps * config.envs_per_worker,
+    link = WorkerLink(comm, num_params(plan.network), config.n_steps * config.envs_per_worker,
                       options.by_message, options.spin)
     try:
-        agent = Agent(config, plan.spec, link.params, link.grads, make_rng(config.seed, comm.rank - 1))
+        agent = Agent(config, plan.env, plan.network, link.params, link.grads, make_rng(config.seed, comm.rank - 1))
         work(link, agent)
     except Exception:
         _print_traceback(comm.rank)
@@ -337,8 +338,8 @@ def _attributes(comm: "MPI.Comm", plan: Plan, commit: dict[str, Any]) -> dict[st
 
     from mpi4py import MPI
     config = plan.options.config
-    return {"job": plan.options.job, "index": plan.options.index, "seed": config.seed, "env_spec": plan.spec.to_json(),
-            "env_spec_hash": plan.spec.hash(), "world_size": comm.size,
+    return {"job": plan.options.job, "index": plan.options.index, "seed": config.seed, "env_spec": plan.env.to_json(),
+            "env_spec_hash": plan.env.hash(), "world_size": comm.size,
             "git_commit": commit.get("commit", "unknown"), "git_dirty": commit.get("dirty", False),
             "versions": json.dumps({"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}}),
             "mpi_library": MPI.Get_library_version().strip().splitlines()[0].strip("\0"),

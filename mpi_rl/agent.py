@@ -41,12 +41,6 @@ class Losses:
     grad_norm: float
 
 
-def network_spec(config: Config, spec: EnvSpec) -> NetworkSpec:
-    """Return the network that ``config`` asks for on the task ``spec``."""
-    return NetworkSpec(config.network, config.hidden_sizes, config.activation, config.separate_trunks,
-                       config.initialization, spec.observation_shape, spec.num_actions)
-
-
 def make_rng(seed: int, worker: int) -> np.random.Generator:
     """Return the random stream of ``worker`` (0-based); no two workers and no two seeds share one."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(worker,))))
@@ -67,10 +61,10 @@ def set_rng_state(rng: np.random.Generator, state: np.ndarray) -> None:
 class Agent:
     """Plays ``envs_per_worker`` environments and computes gradients; params and grads are the worker's slot."""
 
-    def __init__(self, config: Config, spec: EnvSpec, params: np.ndarray, grads: np.ndarray,
+    def __init__(self, config: Config, spec: EnvSpec, network: NetworkSpec, params: np.ndarray, grads: np.ndarray,
                  rng: np.random.Generator) -> None:
         self.rng, self._config, self._grads = rng, config, grads
-        self._network = bind(ActorCritic(network_spec(config, spec)), params, grads)
+        self._network = bind(ActorCritic(network), params, grads)
         steps, envs = config.n_steps, config.envs_per_worker
         self._policy = make_policy(self._network, envs)
         self._envs = make_envs(spec, envs)

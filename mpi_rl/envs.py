@@ -7,8 +7,9 @@ Ended episodes are reset within the same step: the observation returned is the f
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -66,6 +67,8 @@ class Envs(Protocol):
 class VectorTask:
     """E copies of one Gymnasium task with vector observations, stepped one after the other."""
 
+    steps_per_s = 50  # of a person watching in real time
+
     def __init__(self, spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> None:
         import gymnasium
         self.envs = [gymnasium.make(spec.env, render_mode=render_mode, disable_env_checker=True)
@@ -104,6 +107,8 @@ class VectorTask:
 
 class AleGame:
     """E copies of one ALE game, emulated and preprocessed in C++ by one thread."""
+
+    steps_per_s = 60 // FRAME_SKIP  # of a person watching in real time
 
     def __init__(self, spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> None:
         self._emulator = _emulator(spec, num_envs, FRAME_SIZE, FRAME_SIZE, FRAME_STACK, grayscale=True)
@@ -155,10 +160,13 @@ def make_envs(spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> V
     return (VectorTask if spec.env in VECTOR_TASKS else AleGame)(spec, num_envs, render_mode)
 
 
-def env_spec(env: str, *, sticky_action_prob: float, noop_max: int, fire_reset: bool, life_loss_terminates: bool,
-             max_episode_frames: int) -> EnvSpec:
-    """Return the spec of ``env`` after a look at the task itself. Raises ValueError naming the nearest known tasks."""
+def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
+    """Return the spec of the task in a run's ``settings`` (its config, by name), after a look at the task itself.
+
+    Raises ValueError naming the nearest known tasks if there is none of that name.
+    """
     shape: tuple[int, ...]
+    env = settings["env"]
     if env in VECTOR_TASKS:
         import gymnasium
         task = gymnasium.make(env, disable_env_checker=True)
@@ -176,5 +184,11 @@ def env_spec(env: str, *, sticky_action_prob: float, noop_max: int, fire_reset: 
         ale = ale_py.ALEInterface()
         ale.loadROM(ale_py.roms.get_rom_path(env))
         shape, num_actions = (FRAME_STACK, FRAME_SIZE, FRAME_SIZE), len(ale.getMinimalActionSet())
-    return EnvSpec(env, sticky_action_prob, noop_max, fire_reset, life_loss_terminates, max_episode_frames, shape,
-                   num_actions)
+    names = ("sticky_action_prob", "noop_max", "fire_reset", "life_loss_terminates", "max_episode_frames")
+    return EnvSpec(env, **{name: settings[name] for name in names}, observation_shape=shape, num_actions=num_actions)
+
+
+def env_spec_from_json(text: str) -> EnvSpec:
+    """Undo ``EnvSpec.to_json``."""
+    values = json.loads(text)
+    return EnvSpec(**{**values, "observation_shape": tuple(values["observation_shape"])})

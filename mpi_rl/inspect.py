@@ -15,7 +15,7 @@ def verify_run(path: str | Path) -> list[str]:
         return [str(error)]
     attributes, tables, config = run.attributes, run.tables, run.config
     workers, episodes, intervals = tables["workers"], tables["episodes"], tables["intervals"]
-    problems = [f"/{name}: columns of different lengths" for name, columns in tables.items()
+    problems = [f"{path}: /{name}: columns of different lengths" for name, columns in tables.items()
                 if len({len(column) for column in columns.values()}) > 1]
     if problems:
         return problems

@@ -4,8 +4,9 @@ The vectors belong to the caller (a worker's slot): backward writes the gradient
 server's reply changes the network without a copy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,12 @@ class NetworkSpec:
     initialization: str
     observation_shape: tuple[int, ...]
     num_actions: int
+
+
+def network_spec(settings: Mapping[str, Any], observation_shape: tuple[int, ...], num_actions: int) -> NetworkSpec:
+    """Return the network that a run's ``settings`` (its config, by name) ask for on such a task."""
+    return NetworkSpec(settings["network"], tuple(settings["hidden_sizes"]), settings["activation"],
+                       settings["separate_trunks"], settings["initialization"], observation_shape, num_actions)
 
 
 class _Pixels(nn.Module):

@@ -1,0 +1,69 @@
+"""``mpi_rl record``: a GIF of a run's policy playing its game."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mpi_rl.envs import AleGame, VectorTask, env_spec_from_json, make_envs
+from mpi_rl.networks import ActorCritic, Policy, bind, make_policy, network_spec
+from mpi_rl.runfile import Run, read_run
+
+MOST_FRAMES_PER_S = 25  # of the GIF; faster tasks show every n-th step
+WIDTH = 300  # of a picture in pixels, for tasks whose own pictures are wider
+
+
+def record(path: Path, output: Path, snapshot: str, num_episodes: int, max_steps: int, seed: int, greedy: bool) -> str:
+    """Play ``num_episodes`` with one snapshot of run file ``path``, write ``output``, and return what happened.
+
+    ``snapshot`` is 'best', 'last' or a step. Raises ValueError if the run has no such snapshot.
+    """
+    run = read_run(path)
+    row = _snapshot_row(run, path, snapshot)
+    spec = env_spec_from_json(run.attributes["env_spec"])
+    network = ActorCritic(network_spec(run.config, spec.observation_shape, spec.num_actions))
+    policy = make_policy(bind(network, run.snapshot_params[row].copy()), 1)
+    envs = make_envs(spec, 1, render_mode="rgb_array")
+    rng = np.random.default_rng(seed)
+    pictures: list[np.ndarray] = []
+    returns = [_play(envs, policy, rng, pictures, max_steps, greedy) for _ in range(num_episodes)]
+    skip = -(-envs.steps_per_s // MOST_FRAMES_PER_S)
+    envs.close()
+    frames = [_frame(picture) for picture in pictures[::skip]]
+    frames[0].save(output, save_all=True, append_images=frames[1:], duration=1000 * skip // envs.steps_per_s, loop=0,
+                   optimize=False)
+    step = run.tables["snapshots"]["step"][row]
+    return (f"{output}: {num_episodes} episode(s) of the policy at step {step:,}, {len(pictures):,} steps, "
+            f"return {', '.join(f'{value:.1f}' for value in returns)}")
+
+
+def _snapshot_row(run: Run, path: Path, snapshot: str) -> int:
+    table = run.tables["snapshots"]
+    names = [kind if kind != "periodic" else str(step) for kind, step in zip(table["kind"], table["step"])]
+    if snapshot == "best" and "best" not in names:
+        snapshot = "last"  # too short a run to have a best one
+    if snapshot not in names:
+        raise ValueError(f"snapshot = {snapshot!r}: {path} has {', '.join(names)}")
+    return names.index(snapshot)
+
+
+def _play(envs: VectorTask | AleGame, policy: Policy, rng: np.random.Generator, pictures: list[np.ndarray],
+          max_steps: int, greedy: bool) -> float:
+    """Play one episode, add its pictures, and return its undiscounted return."""
+    observations, episode_return = envs.reset(rng.integers(2**31 - 1, size=1)), 0.0
+    for _ in range(max_steps):
+        pictures.append(envs.render())
+        logits = policy(observations)
+        noise = 0 if greedy else rng.gumbel(size=logits.shape)
+        result = envs.step((logits + noise).argmax(axis=1))
+        observations, episode_return = result.observations, episode_return + float(result.rewards[0])
+        if result.episode_over[0]:
+            break
+    return episode_return
+
+
+def _frame(picture: np.ndarray) -> Image.Image:
+    image = Image.fromarray(picture)
+    if image.width > WIDTH:
+        image = image.resize((WIDTH, WIDTH * image.height // image.width))
+    return image.quantize(64)

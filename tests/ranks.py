@@ -1,0 +1,99 @@
+"""Start real MPI ranks from tests, and look after them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MPIRUN = Path(sys.executable).with_name("mpirun")
+TIMEOUT_S = 240
+
+
+@dataclass
+class Result:
+    """What a finished command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def environment() -> dict[str, str]:
+    """The environment without what an outer MPI or Slurm job has put there, and with what Open MPI needs as root."""
+    outside = ("OMPI_COMM", "PMI", "PMIX", "PRTE_L", "SLURM", "HYDRA", "MPIEXEC", "PYTEST")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(outside)}
+    return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", **inherited, "OMP_NUM_THREADS": "1",
+            "COLUMNS": "100"}
+
+
+def start(num_ranks: int, *arguments: object, cwd: Path, program: tuple[object, ...] = ("-m", "mpi_rl")) -> subprocess.Popen:
+    """Start ``python -m mpi_rl ARGUMENTS`` on ``num_ranks`` ranks in a session of its own."""
+    command = [MPIRUN, "-n", num_ranks, sys.executable, *program, *arguments]
+    return subprocess.Popen([str(word) for word in command], cwd=cwd, env=environment(), start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen, timeout_s: float = TIMEOUT_S) -> Result:
+    """Wait for ``process``; nothing of its session may be left."""
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
+    deadline = time.monotonic() + 5
+    while session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    orphans = session(process.pid)
+    assert not orphans, f"left behind: {orphans}"
+    return Result(process.returncode, stdout, stderr)
+
+
+def mpirun(num_ranks: int, *arguments: object, cwd: Path, timeout_s: float = TIMEOUT_S,
+           program: tuple[object, ...] = ("-m", "mpi_rl")) -> Result:
+    """Run to the end."""
+    return finish(start(num_ranks, *arguments, cwd=cwd, program=program), timeout_s)
+
+
+def mpi_rl(*arguments: object, cwd: Path, module: str = "mpi_rl") -> Result:
+    """Run a subcommand without MPI."""
+    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=cwd, env=environment(),
+                          capture_output=True, text=True, timeout=TIMEOUT_S)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """kill -9 everything that the launcher has started, at once."""
+    for pid in session(process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    process.communicate(timeout=20)
+
+
+def session(leader: int) -> list[int]:
+    """The living processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(path: Path, process: subprocess.Popen, timeout_s: float = 60) -> None:
+    """Wait until ``path`` exists; the process must live on meanwhile."""
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} has not appeared"
+        time.sleep(0.01)

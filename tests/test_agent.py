@@ -1,0 +1,175 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mpi_rl.agent import Agent, Rollout, actor_critic_loss, make_rng, rng_state, set_rng_state
+from mpi_rl.config import Config
+from mpi_rl.envs import env_spec
+from mpi_rl.networks import ActorCritic, NetworkSpec, bind, initial_params, network_spec
+
+torch.set_num_threads(1)
+NETWORK = NetworkSpec("mlp", (6,), "tanh", False, "uniform", (3,), 4)
+CONFIG = Config(gamma=0.9, entropy_coef=0.05, value_coef=0.25)
+
+
+def rollout(steps=4, envs=3, seed=0):
+    rng = np.random.default_rng(seed)
+    terminated, truncated = np.zeros((2, steps, envs), bool)
+    terminated[1, 0], truncated[2, 1] = True, True
+    final = [(2, 1, rng.normal(size=3).astype(np.float32))]
+    return Rollout(rng.normal(size=(steps + 1, envs, 3)).astype(np.float32), rng.integers(4, size=(steps, envs)),
+                   rng.normal(size=(steps, envs)).astype(np.float32), terminated, truncated, final, [], [], 0.0, 0.0)
+
+
+def paper_loss(params, data, advantages_at):
+    """Algorithm S3 in slow loops and double precision; advantages' values are taken at ``advantages_at``, as constants."""
+    def forward(vector, observation):
+        sizes = [18, 6, 24, 4, 6, 1]
+        w1, b1, w2, b2, w3, b3 = np.split(np.asarray(vector, np.float64), np.cumsum(sizes)[:-1])
+        hidden = np.tanh(w1.reshape(6, 3) @ observation + b1)
+        logits = w2.reshape(4, 6) @ hidden + b2
+        return np.exp(logits) / np.exp(logits).sum(), w3 @ hidden + b3[0]
+
+    steps, envs = data.actions.shape
+    total = 0.0
+    for e in range(envs):
+        _, following = forward(advantages_at, data.observations[steps, e])
+        for t in reversed(range(steps)):
+            if data.truncated[t, e]:
+                _, following = forward(advantages_at, data.final_observations[0][2])
+            if data.terminated[t, e]:
+                following = 0.0
+            following = data.rewards[t, e] + CONFIG.gamma * following
+            probabilities, value = forward(params, data.observations[t, e])
+            advantage = following - forward(advantages_at, data.observations[t, e])[1]
+            entropy = -sum(p * math.log(p) for p in probabilities)
+            total += -math.log(probabilities[data.actions[t, e]]) * advantage
+            total += CONFIG.value_coef * (following - value) ** 2 - CONFIG.entropy_coef * entropy
+    return total / envs
+
+
+def gradient(data):
+    params = initial_params(NETWORK, 1)
+    grads = np.zeros_like(params)
+    loss, losses = actor_critic_loss(bind(ActorCritic(NETWORK), params, grads), data, CONFIG)
+    loss.backward()
+    return params, grads, loss.item(), losses
+
+
+def test_loss_equals_the_papers_in_slow_loops():
+    data = rollout()
+    params, _, loss, losses = gradient(data)
+    assert loss == pytest.approx(paper_loss(params, data, params), rel=1e-5)
+    parts = losses.policy_loss + CONFIG.value_coef * losses.value_loss - CONFIG.entropy_coef * losses.entropy
+    assert loss == pytest.approx(parts * 4, rel=1e-5)  # parts are means per step; the loss sums over 4 steps
+
+
+def test_gradient_equals_finite_differences_of_the_papers_loss():
+    data = rollout()
+    params, grads, _, _ = gradient(data)
+    centre, step = params.astype(np.float64), 1e-6
+    expected = np.zeros(params.size)
+    for i in range(params.size):
+        shift = np.zeros(params.size)
+        shift[i] = step
+        expected[i] = (paper_loss(centre + shift, data, centre) - paper_loss(centre - shift, data, centre)) / (2 * step)
+    np.testing.assert_allclose(grads, expected, rtol=2e-4, atol=2e-5)
+
+
+def agent(**changes):
+    config = Config(**{"env": "CartPole-v1", "hidden_sizes": (8,), "n_steps": 30, **changes})
+    settings = dataclasses.asdict(config)
+    spec = env_spec(settings)
+    network = network_spec(settings, spec.observation_shape, spec.num_actions)
+    params = initial_params(network, 0)
+    made = Agent(config, spec, network, params, np.zeros_like(params), make_rng(1, 0))
+    made.reset()
+    return made
+
+
+def test_a_single_environments_rollout_ends_with_its_episode():
+    player, left = agent(), 0
+    for _ in range(20):
+        played = player.collect()
+        steps = len(played.actions)
+        ends = played.terminated[:, 0] | played.truncated[:, 0]
+        assert not ends[:-1].any()
+        assert ends[-1] or steps == 30
+        left += steps
+        if ends[-1]:
+            assert played.episode_lengths == [left] and played.episode_returns == [float(left)]
+            left = 0
+        else:
+            assert not played.episode_lengths
+
+
+def test_several_environments_play_n_steps_each_over_episode_ends():
+    player = agent(envs_per_worker=4, n_steps=50)
+    lengths, ended, steps = [], 0, 0
+    for _ in range(10):
+        played = player.collect()
+        assert played.actions.shape == (50, 4) and played.observations.shape == (51, 4, 4)
+        ended += int((played.terminated | played.truncated).sum())
+        lengths += played.episode_lengths
+        steps += played.actions.size
+    assert ended == len(lengths) > 20 and sum(lengths) <= steps
+
+
+def test_rollouts_follow_one_another_without_a_gap():
+    player = agent(envs_per_worker=2)
+    last = player.collect().observations[-1].copy()
+    np.testing.assert_array_equal(player.collect().observations[0], last)
+
+
+def test_truncation_hands_over_the_final_observation():
+    player = agent(n_steps=500, envs_per_worker=1)
+    lean = np.array([0, 0.05, 1, 0.5])  # this much of position, speed, angle and its rate says where to push: balances
+    player._policy = lambda observations: np.array([[0, 1e9]] if observations[0] @ lean > 0 else [[1e9, 0]])
+    for _ in range(50):
+        played = player.collect()
+        if played.truncated.any():
+            (t, e, observation), = played.final_observations
+            assert (t, e) == (len(played.actions) - 1, 0)
+            assert not np.array_equal(observation, played.observations[-1][0])  # which starts the next episode
+            return
+        assert not played.final_observations
+    raise AssertionError("the hand-made policy never lasted 500 steps")
+
+
+def test_rewards_are_scaled_and_clipped_in_learning_but_recorded_raw():
+    played = agent(reward_scale=0.25).collect()
+    assert (played.rewards == 0.25).all()
+    played = agent(reward_scale=3.0, clip_rewards=True).collect()
+    assert (played.rewards == 1.0).all() and all(value == length for value, length in
+                                                 zip(played.episode_returns, played.episode_lengths))
+
+
+def test_a_gradient_that_is_not_finite_raises():
+    player = agent()
+    played = player.collect()
+    played.rewards[0] = np.nan
+    with pytest.raises(FloatingPointError, match="gradient's norm is nan"):
+        player.learn(played)
+
+
+def test_actions_are_drawn_from_the_policys_distribution():
+    player = agent(envs_per_worker=8, n_steps=500)
+    player._policy = lambda observations: np.tile(np.log(np.array([0.2, 0.8], np.float32)), (8, 1))
+    share = np.mean([player.collect().actions.mean() for _ in range(3)])
+    assert share == pytest.approx(0.8, abs=0.02)  # 12,000 draws: 5 standard deviations
+
+
+def test_random_streams_differ_by_worker_and_seed_and_can_be_restored():
+    draws = [make_rng(seed, worker).random() for seed, worker in ((1, 0), (1, 1), (2, 0))]
+    assert len(set(draws)) == 3
+    rng = make_rng(1, 0)
+    rng.integers(10, size=3, dtype=np.uint32)
+    state = rng_state(rng)
+    expected = rng.gumbel(size=5), rng.integers(100)
+    other = make_rng(9, 9)
+    set_rng_state(other, state)
+    np.testing.assert_array_equal(other.gumbel(size=5), expected[0])
+    assert other.integers(100) == expected[1]

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from mpi_rl.config import Config
+from mpi_rl.envs import env_spec, env_spec_from_json, make_envs
+
+
+def spec(**changes):
+    network = "mlp" if changes.get("env", "CartPole-v1").endswith(("v1", "v3")) else "atari_2013"
+    return env_spec({**Config().__dict__, "network": network, "env": "CartPole-v1", **changes})
+
+
+def play(this, num_envs, steps, seed=0):
+    """Random play: yields (actions, result) per step."""
+    envs, rng = make_envs(this, num_envs), np.random.default_rng(seed)
+    envs.reset(np.arange(num_envs) + seed)
+    for _ in range(steps):
+        actions = rng.integers(this.num_actions, size=num_envs)
+        yield actions, envs.step(actions)
+    envs.close()
+
+
+@pytest.mark.parametrize("env, shape, num_actions", [("CartPole-v1", (4,), 2), ("LunarLander-v3", (8,), 4),
+                                                     ("space_invaders", (4, 84, 84), 6), ("pong", (4, 84, 84), 6)])
+def test_spec_describes_the_task(env, shape, num_actions):
+    this = spec(env=env)
+    assert (this.observation_shape, this.num_actions) == (shape, num_actions)
+    assert env_spec_from_json(this.to_json()) == this
+    assert make_envs(this, 2).reset(np.array([1, 2])).shape == (2, *shape)
+
+
+def test_spec_hash_changes_with_every_setting():
+    changes = [{}, dict(sticky_action_prob=0.25), dict(noop_max=1), dict(fire_reset=True), dict(env="breakout"),
+               dict(life_loss_terminates=True), dict(max_episode_frames=400)]
+    hashes = {spec(**{"env": "space_invaders", **change}).hash() for change in changes}
+    assert len(hashes) == len(changes)
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(ValueError, match="nearest: space_invaders"):
+        spec(env="SpaceInvaders")
+    with pytest.raises(ValueError, match="nearest: .*LunarLander-v3"):
+        spec(env="LunarLander-v2")
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "space_invaders"])
+def test_same_seeds_same_episodes(env):
+    def tape(seed):
+        return [(result.observations.sum(), result.rewards.sum()) for _, result in play(spec(env=env), 2, 150, seed)]
+    assert tape(1) == tape(1) != tape(2)
+
+
+def test_ended_episodes_restart_within_the_step():
+    ended = 0
+    for _, result in play(spec(), 3, 200):
+        over = result.terminated | result.truncated
+        assert (result.final_observations is not None) == over.any()
+        np.testing.assert_array_equal(result.episode_over, over)
+        for i in np.flatnonzero(over):
+            ended += 1
+            assert abs(result.observations[i]).max() <= 0.05  # CartPole starts here
+            assert abs(result.final_observations[i]).max() > 0.1
+    assert ended > 10
+
+
+def test_ale_scores_are_raw_and_frames_are_capped():
+    ends = rewards = 0
+    best = 0
+    for t, (_, result) in enumerate(play(spec(env="space_invaders", max_episode_frames=1200, noop_max=0), 2, 600)):
+        rewards += result.rewards.sum()
+        best = max(best, result.rewards.max())
+        if result.final_observations is not None:
+            ends += 1
+            assert (t + 1) % 300 == 0 and result.truncated.all() and not result.terminated.any()
+    assert ends == 2 and best >= 5 and rewards % 5 == 0  # points come in fives, unclipped
+
+
+def test_a_lost_life_ends_the_learners_episode_but_not_the_recorded_one():
+    lives, games = 0, 0
+    for _, result in play(spec(env="space_invaders", life_loss_terminates=True), 4, 1500):
+        lives += result.terminated.sum()
+        games += result.episode_over.sum()
+        assert not (result.episode_over & ~result.terminated & ~result.truncated).any()
+    assert games >= 3 and 2 * games < lives <= 3 * (games + 4)
+
+
+def test_noops_vary_the_start_up_to_the_maximum():
+    envs = make_envs(spec(env="space_invaders", noop_max=2), 1)
+    frames = set()
+    for seed in range(60):
+        envs.reset(np.array([seed]))
+        frames.add(int(envs._episode_frames[0]))
+    assert frames == {0, 1, 2}
+
+
+def test_sticky_actions_change_the_game():
+    def score(prob):
+        tape = play(spec(env="space_invaders", sticky_action_prob=prob, noop_max=0), 1, 400, seed=3)
+        return [result.rewards.sum() for _, result in tape]
+    assert score(0.0) == score(0.0) != score(0.9)
+
+
+def test_pictures_are_in_colour_and_follow_the_game():
+    envs = make_envs(spec(env="space_invaders"), 1, render_mode="rgb_array")
+    envs.reset(np.array([5]))
+    first = envs.render()
+    for _ in range(40):
+        observations = envs.step(np.array([1])).observations
+    last = envs.render()
+    assert last.shape == (210, 160, 3) and last.dtype == np.uint8
+    assert not np.array_equal(first, last) and (last[..., 0] != last[..., 2]).any()
+    grey = last.mean(axis=2)[::5, ::4][:42, :40]
+    small = observations[0, -1][::2, ::2][:42, :40]
+    assert np.corrcoef(grey.ravel(), small.ravel())[0, 1] > 0.5  # the same moment, seen by both emulators

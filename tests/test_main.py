@@ -1,0 +1,148 @@
+"""The command line: what it refuses, and that refusing changes nothing."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpi_rl.runfile import read_run
+from tests.ranks import ROOT, mpi_rl, mpirun
+from tests.records import recorder
+
+SMOKE = ROOT / "jobs" / "smoke.toml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished smoke run."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert mpirun(3, "train", SMOKE, "--output", "run.h5", cwd=folder).returncode == 0
+    return folder / "run.h5"
+
+
+def listing(folder):
+    return sorted((path.name, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("num_ranks, arguments, message", [
+    (1, [], "1 rank only"),
+    (3, ["--n-stepz", 5], "No such option"),
+    (3, ["--n-steps", "five"], "'five' is not a valid integer"),
+    (3, ["--n-steps", 0], "n_steps = 0: must be at least 1"),
+    (3, ["--num-workers", -1], "num_workers = -1: must be at least 0"),
+    (3, ["--total-steps", 100], "total_steps = 100 is less than one rollout"),
+    (3, ["--index", 2], "index = 2: job smoke has 2 run(s), indices 0 to 1"),
+    (3, ["--env", "SpaceInvaders", "--network", "atari_2013"], "unknown; nearest: space_invaders"),
+    (3, ["--env", "LunarLander-v2"], "takes vectors"),
+    (3, ["--num-workers", 1], "3 ranks give 2 worker(s), but job smoke has num_workers = 1"),
+    (3, ["--num-workers", 7], "mpirun -n 8"),
+    (3, ["--hidden-sizes", "12,x"], "must be whole numbers with commas"),
+    (3, ["--output", "/proc/nowhere/run.h5"], "output folder '/proc/nowhere' cannot be made"),
+    (3, ["--transport", "pigeon"], "'pigeon' is not one of"),
+])
+def test_bad_input_is_one_line_and_status_2(tmp_path, num_ranks, arguments, message):
+    result = mpirun(num_ranks, "train", SMOKE, *arguments, cwd=tmp_path)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mpi_rl:")]
+    assert result.returncode == 2 and len(lines) == 1 and message in lines[0], result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.rglob("*.h5*"))
+
+
+@pytest.mark.mpi
+def test_unusable_job_files_are_one_line(tmp_path):
+    (tmp_path / "typo.toml").write_text("learning_rat = 1e-3\n")
+    for job, message in (("typo.toml", "unknown key 'learning_rat'; nearest valid: learning_rate"),
+                         ("missing.toml", "no such file")):
+        result = mpirun(2, "train", job, cwd=tmp_path)
+        assert result.returncode == 2 and message in result.stderr
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become nobody")
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
+    # Root may write anywhere but to a read-only kind of file system.
+    result = mpirun(3, "train", SMOKE, "--output", "/proc/run.h5", cwd=tmp_path)
+    assert result.returncode == 2 and "mpi_rl: " in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.mpi
+def test_a_finished_run_is_refused_and_kept(finished):
+    before = finished.read_bytes()
+    result = mpirun(3, "train", SMOKE, "--output", "run.h5", cwd=finished.parent)
+    assert result.returncode == 2 and "run.h5: this run is complete; --overwrite" in result.stderr
+    assert finished.read_bytes() == before and len(listing(finished.parent)) == 1
+
+
+@pytest.mark.mpi
+def test_overwrite_trains_again(finished):
+    started = read_run(finished).attributes["ended"]
+    result = mpirun(3, "train", SMOKE, "--output", "run.h5", "--overwrite", cwd=finished.parent)
+    assert result.returncode == 0
+    assert read_run(finished).attributes["ended"] > started and read_run(finished).attributes["restart_count"] == 0
+
+
+@pytest.mark.mpi
+def test_files_that_cannot_be_resumed_are_refused_and_kept(tmp_path, finished):
+    (tmp_path / "text.h5").write_text("not HDF5")
+    (tmp_path / "truncated.h5").write_bytes(finished.read_bytes()[:3000])
+    newer = recorder(tmp_path / "newer.h5")
+    newer.attributes["schema_version"] = 99
+    newer.write("checkpointed")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, message in (("text.h5", "not a readable run file"), ("truncated.h5", "perhaps truncated"),
+                          ("newer.h5", "schema version 99 is newer")):
+        result = mpirun(3, "train", SMOKE, "--output", name, cwd=tmp_path)
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+        assert len([line for line in result.stderr.splitlines() if line.startswith("mpi_rl:")]) == 1
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_list_prints_the_sweep(tmp_path):
+    result = mpi_rl("list", ROOT / "jobs/space_invaders.toml", cwd=tmp_path)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 12 and lines[0].split() == ["0", "learning_rate=0.0007", "seed=1"]
+    assert lines[-1].split() == ["11", "learning_rate=0.0028", "seed=3"]
+    assert mpi_rl("list", ROOT / "jobs/cartpole.toml", cwd=tmp_path).stdout.split()[0] == "0"
+    assert mpi_rl("list", "nothing.toml", cwd=tmp_path).returncode == 2
+
+
+def test_inspect_summarises_and_verifies(finished, tmp_path):
+    summary = mpi_rl("inspect", finished, cwd=tmp_path)
+    assert summary.returncode == 0
+    for part in ("complete, job smoke[0], seed 1", "CartPole-v1", "of 4,000 steps", "2 (2 by window)"):
+        assert part in summary.stdout
+    assert mpi_rl("inspect", "--verify", finished, cwd=tmp_path).stdout == f"{finished}: verified\n"
+    (tmp_path / "bad.h5").write_bytes(finished.read_bytes()[:-100])
+    bad = mpi_rl("inspect", "--verify", finished, tmp_path / "bad.h5", cwd=tmp_path)
+    assert bad.returncode == 1 and "truncated" in bad.stdout
+    assert mpi_rl("inspect", tmp_path / "none.h5", cwd=tmp_path).returncode == 2
+
+
+def test_record_writes_an_animation(finished, tmp_path):
+    result = mpi_rl("record", finished, "--output", "play.gif", "--episodes", 2, "--max-steps", 100, cwd=tmp_path)
+    assert result.returncode == 0 and "2 episode(s)" in result.stdout, result.stderr
+    with Image.open(tmp_path / "play.gif") as picture:
+        assert picture.n_frames > 5 and picture.width == 300
+        frames = []
+        for number in (0, picture.n_frames - 1):
+            picture.seek(number)
+            frames.append(np.asarray(picture.convert("RGB")))
+    assert not np.array_equal(*frames)
+    again = mpi_rl("record", finished, "--output", "again.gif", "--episodes", 2, "--max-steps", 100, cwd=tmp_path)
+    assert again.stdout.partition(":")[2] == result.stdout.partition(":")[2]
+    assert (tmp_path / "play.gif").read_bytes() == (tmp_path / "again.gif").read_bytes()
+
+
+def test_record_refuses_what_it_cannot_play(finished, tmp_path):
+    unknown = mpi_rl("record", finished, "--snapshot", 7, "--output", tmp_path / "x.gif", cwd=tmp_path)
+    assert unknown.returncode == 2 and "snapshot = '7'" in unknown.stderr and "last" in unknown.stderr
+    assert mpi_rl("record", "none.h5", cwd=tmp_path).returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_every_setting_and_the_commands(tmp_path):
+    top = mpi_rl("--help", cwd=tmp_path).stdout
+    for command in ("train", "list", "inspect", "record"):
+        assert command in top

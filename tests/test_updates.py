@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+
+from mpi_rl.updates import clip_by_norm, learning_rate_at, make_update_rule
+
+SETTINGS = dict(rmsprop_decay=0.99, epsilon=0.1, momentum=0.0, weight_decay=0.0)
+
+
+def rule(name, params, num_workers=1, **changes):
+    return make_update_rule(name, params, num_workers, **{**SETTINGS, **changes})
+
+
+def vector(*values):
+    return np.array(values, np.float32)
+
+
+def test_rmsprop_has_epsilon_inside_the_root():
+    params = vector(1.0)
+    rule("rmsprop", params, rmsprop_decay=0.75, epsilon=5.0)(vector(4.0), 0.3, 0)
+    # g = .25 * 16 = 4; the step is .3 * 4 / sqrt(4 + 5) = .4, where epsilon outside would give .3 * 4 / (2 + 5) = .171
+    assert params[0] == pytest.approx(0.6)
+
+
+def test_rmsprop_shares_its_mean_square_among_workers():
+    params = vector(0.0)
+    update = rule("rmsprop", params, 2, rmsprop_decay=0.5, epsilon=1.0)
+    update(vector(2.0), 1.0, 0)  # g = 2, step 2 / sqrt(3)
+    update(vector(0.0), 1.0, 1)  # g = 1, no step
+    update(vector(4.0), 1.0, 0)  # g = 8.5, step 4 / sqrt(9.5)
+    assert params[0] == pytest.approx(-2 / 3**0.5 - 4 / 9.5**0.5)
+    assert update.statistics["mean_square"][0] == pytest.approx(8.5)
+
+
+def test_adam_equals_torch():
+    rng = np.random.default_rng(0)
+    params = rng.normal(size=9).astype(np.float32)
+    reference = torch.nn.Parameter(torch.from_numpy(params.copy()))
+    optimizer = torch.optim.Adam([reference], lr=0.01, eps=1e-8)
+    update = rule("adam", params, 3, epsilon=1e-8)
+    for step in range(20):
+        grads = rng.normal(size=9).astype(np.float32)
+        reference.grad = torch.from_numpy(grads.copy())
+        optimizer.step()
+        update(grads, 0.01, step % 3)
+    np.testing.assert_allclose(params, reference.detach().numpy(), rtol=1e-5)
+
+
+def test_sgd_keeps_one_velocity_per_worker():
+    params = vector(0.0)
+    update = rule("sgd", params, 2, momentum=0.5)
+    for worker, grad in ((0, 4.0), (1, 8.0), (0, 2.0), (1, 0.0)):
+        update(vector(grad), 1.0, worker)
+    # worker 0: 4, then .5 * 4 + 2 = 4; worker 1: 8, then .5 * 8 = 4
+    assert params[0] == -(4 + 8 + 4 + 4)
+
+
+def test_sgd_with_weight_decay_equals_torch():
+    params = vector(1.0, -2.0)
+    reference = torch.nn.Parameter(torch.from_numpy(params.copy()))
+    optimizer = torch.optim.SGD([reference], lr=0.1, momentum=0.9, weight_decay=0.01)
+    update = rule("sgd", params, momentum=0.9, weight_decay=0.01)
+    for grads in (vector(1, 2), vector(-3, 1), vector(0, 0.5)):
+        reference.grad = torch.from_numpy(grads.copy())
+        optimizer.step()
+        update(grads, 0.1, 0)
+    np.testing.assert_allclose(params, reference.detach().numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "sgd"])
+def test_restored_statistics_continue_bit_for_bit(name):
+    rng = np.random.default_rng(1)
+    grads = rng.normal(size=(6, 50)).astype(np.float32)
+    whole, first = np.zeros((2, 50), np.float32)
+    update = rule(name, whole, 2, momentum=0.9)
+    for step in range(6):
+        update(grads[step].copy(), 0.01, step % 2)
+    before = rule(name, first, 2, momentum=0.9)
+    for step in range(3):
+        before(grads[step].copy(), 0.01, step % 2)
+    after = rule(name, first, 2, momentum=0.9)
+    for key, values in before.statistics.items():
+        after.statistics[key][:] = values
+    for step in range(3, 6):
+        after(grads[step].copy(), 0.01, step % 2)
+    np.testing.assert_array_equal(first, whole)
+
+
+def test_clipping_scales_to_the_norm_and_only_down():
+    grads = vector(3.0, 4.0)
+    clip_by_norm(grads, 5.0, 10.0)
+    assert grads.tolist() == [3.0, 4.0]
+    clip_by_norm(grads, 5.0, 0.0)
+    assert grads.tolist() == [3.0, 4.0]
+    clip_by_norm(grads, 5.0, 1.0)
+    np.testing.assert_allclose(grads, [0.6, 0.8], rtol=1e-6)
+
+
+def test_learning_rate_anneals_to_zero_at_the_budget_and_stays_there():
+    assert [learning_rate_at(step, 0.4, "linear", 100) for step in (0, 25, 100, 110)] == [0.4, pytest.approx(0.3), 0, 0]
+    assert learning_rate_at(99, 0.4, "constant", 100) == 0.4
