@@ -2,10 +2,11 @@
 
     python -m analysis.learning_curves FILE... [--output x.png]
 
-Runs whose settings differ only in the seed are pooled: the thick line is their mean with a bootstrap interval, the thin
-lines are the runs. A run's curve is the running average of its episode returns with decay .95, as in the Space Invaders
-reproduction of clorenz7/rl_ex. Space Invaders is drawn beside figure 3 of the A3C paper and random play.
-Without --output the picture lies beside the first file.
+Runs whose settings differ only in the seed are pooled: the thick line is their mean with a
+bootstrap interval, the thin lines are the runs. A run's curve is the running average of its episode
+returns with decay .95, as in the Space Invaders reproduction of clorenz7/rl_ex. Space Invaders is
+drawn beside figure 3 of the A3C paper and random play. Without --output the picture lies beside the
+first file.
 """
 
 import json
@@ -32,7 +33,9 @@ AXES = {"step": (1e6, "steps (millions)"), "wall_time_s": (3600.0, "hours of tra
 
 
 def running_average(returns: np.ndarray, decay: float = DECAY) -> np.ndarray:
-    """Return a_n = decay a_{n-1} + (1 - decay) r_n with a_0 = r_0, of episode returns r, (N,), in order."""
+    """Return a_n = decay a_{n-1} + (1 - decay) r_n with a_0 = r_0, of episode returns r, (N,), in
+    order.
+    """
     average = np.empty(len(returns))
     current = returns[0] if len(returns) else 0.0
     for n, value in enumerate(returns):
@@ -42,9 +45,13 @@ def running_average(returns: np.ndarray, decay: float = DECAY) -> np.ndarray:
 
 
 def pool(runs: list[Run]) -> dict[str, list[Run]]:
-    """Group runs by their settings other than the seed; the key says what is special to the group."""
+    """Group runs by their settings other than the seed; the key says what is special to the
+    group.
+    """
     settings = [{key: value for key, value in run.config.items() if key != "seed"} for run in runs]
-    varying = [key for key in settings[0] if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    varying = [
+        key for key in settings[0] if len({json.dumps(one.get(key)) for one in settings}) > 1
+    ]
     groups: dict[str, list[Run]] = {}
     for run, one in zip(runs, settings):
         label = ", ".join(f"{key} {one[key]}" for key in varying) or f"{one['num_workers']} workers"
@@ -53,18 +60,33 @@ def pool(runs: list[Run]) -> dict[str, list[Run]]:
 
 
 def on_grid(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return points of ``axis`` that all runs cover, (G,), and their running averages there, (runs, G)."""
+    """Return points of ``axis`` that all runs cover, (G,), and their running averages there, (runs,
+    G).
+    """
     columns = [run.episodes[axis] for run in runs]
-    grid = np.linspace(max(column[0] for column in columns), min(column[-1] for column in columns), GRID_POINTS)
-    curves = [np.interp(grid, column, running_average(run.episodes["episode_return"]))
-              for column, run in zip(columns, runs)]
+    grid = np.linspace(
+        max(column[0] for column in columns), min(column[-1] for column in columns), GRID_POINTS
+    )
+    curves = [
+        np.interp(grid, column, running_average(run.episodes["episode_return"]))
+        for column, run in zip(columns, runs)
+    ]
     return grid, np.stack(curves)
 
 
 def interval_of_mean(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bootstrap interval of the mean over runs, two (G,) arrays, for curves (runs, G)."""
-    result = bootstrap((curves,), np.mean, axis=0, confidence_level=CONFIDENCE, method="percentile",
-                       n_resamples=2000, rng=np.random.default_rng(0))
+    """Return the bootstrap interval of the mean over runs, two (G,) arrays, for curves (runs,
+    G).
+    """
+    result = bootstrap(
+        (curves,),
+        np.mean,
+        axis=0,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        n_resamples=2000,
+        rng=np.random.default_rng(0),
+    )
     return result.confidence_interval.low, result.confidence_interval.high
 
 
@@ -78,23 +100,47 @@ def draw(axes: Axes, groups: dict[str, list[Run]], axis: str) -> None:
         if len(runs) == 1:
             episodes = runs[0].episodes
             every = -(-len(episodes["step"]) // MOST_DOTS)
-            axes.plot(episodes[axis][::every] / unit, episodes["episode_return"][::every], ".", color=colour,
-                      alpha=0.15, markersize=3, markeredgewidth=0)
+            axes.plot(
+                episodes[axis][::every] / unit,
+                episodes["episode_return"][::every],
+                ".",
+                color=colour,
+                alpha=0.15,
+                markersize=3,
+                markeredgewidth=0,
+            )
         else:
             axes.plot(grid / unit, curves.T, color=colour, alpha=0.35, linewidth=0.7)
-            axes.fill_between(grid / unit, *interval_of_mean(curves), color=colour, alpha=0.2, linewidth=0)
-        axes.plot(grid / unit, curves.mean(axis=0), color=colour, linewidth=1.8,
-                  label=f"{name} ({len(runs)} run{'s' * (len(runs) > 1)}, seed {seeds})")
+            axes.fill_between(
+                grid / unit, *interval_of_mean(curves), color=colour, alpha=0.2, linewidth=0
+            )
+        axes.plot(
+            grid / unit,
+            curves.mean(axis=0),
+            color=colour,
+            linewidth=1.8,
+            label=f"{name} ({len(runs)} run{'s' * (len(runs) > 1)}, seed {seeds})",
+        )
     axes.set_xlabel(label)
     axes.grid(alpha=0.3)
 
 
 def draw_references(axes: Axes) -> None:
-    """Draw figure 3 of the A3C paper (16 threads) and random play; the runs' range of steps stays in view."""
+    """Draw figure 3 of the A3C paper (16 threads) and random play; the runs' range of steps stays
+    in view.
+    """
     left, right = axes.get_xlim()
-    paper = np.genfromtxt(REFERENCE / "a3c_paper_fig3_space_invaders.csv", delimiter=",", names=True, skip_header=1)
+    paper = np.genfromtxt(
+        REFERENCE / "a3c_paper_fig3_space_invaders.csv", delimiter=",", names=True, skip_header=1
+    )
     paper = paper[paper["num_threads"] == 16]
-    axes.plot(paper["epoch"], paper["score"], "k--", linewidth=1.2, label="A3C paper, figure 3, 16 threads (digitised)")
+    axes.plot(
+        paper["epoch"],
+        paper["score"],
+        "k--",
+        linewidth=1.2,
+        label="A3C paper, figure 3, 16 threads (digitised)",
+    )
     axes.set_xlim(left, right)
 
 
@@ -105,14 +151,20 @@ def random_play() -> float:
 
 
 def plot(runs: list[Run], output: Path) -> None:
-    """Write the figure of ``runs`` to ``output``. Raises ValueError for runs without two episodes, or of several tasks."""
+    """Write the figure of ``runs`` to ``output``. Raises ValueError for runs without two episodes,
+    or of several tasks.
+    """
     tasks = {run.config["env"] for run in runs}
     if len(tasks) > 1:
-        raise ValueError(f"runs of different tasks ({', '.join(sorted(tasks))}) do not share a figure")
+        raise ValueError(
+            f"runs of different tasks ({', '.join(sorted(tasks))}) do not share a figure"
+        )
     for run in runs:
         if len(run.episodes["step"]) < 2:
-            raise ValueError(f"{run.attributes['job']}[{run.attributes['index']}], seed {run.attributes['seed']}: fewer "
-                             "than two finished episodes: nothing to draw yet")
+            raise ValueError(
+                f"{run.attributes['job']}[{run.attributes['index']}], seed"
+                f" {run.attributes['seed']}: fewer than two finished episodes: nothing to draw yet"
+            )
     groups = pool(runs)
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for panel, axis in zip(panels, AXES):
@@ -120,22 +172,35 @@ def plot(runs: list[Run], output: Path) -> None:
     if tasks == {"space_invaders"}:
         draw_references(panels[0])
         for panel in panels:
-            panel.axhline(random_play(), color="grey", linestyle=":", linewidth=1.2, label="random play")
+            panel.axhline(
+                random_play(), color="grey", linestyle=":", linewidth=1.2, label="random play"
+            )
     panels[0].set_ylabel(f"episode return (running average, decay {DECAY})")
     panels[0].legend(fontsize=8)
     several = any(len(group) > 1 for group in groups.values())
-    interval = f"; band: {CONFIDENCE:.0%} bootstrap interval of the mean over runs" if several else ""
+    interval = (
+        f"; band: {CONFIDENCE:.0%} bootstrap interval of the mean over runs" if several else ""
+    )
     figure.suptitle(f"{tasks.pop()}: {len(runs)} run{'s' * (len(runs) > 1)}{interval}", fontsize=10)
     figure.savefig(output, dpi=130)
     pyplot.close(figure)
 
 
-@click.command(help=__doc__.partition("\n\n")[0])  # type: ignore[union-attr]
+@click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="picture  [default: beside the first file]")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="picture  [default: beside the first file]",
+)
 def main(files: tuple[Path, ...], output: Path | None) -> None:
+    """Draw episode returns of run FILES against steps and hours."""
     if output is None:
-        output = files[0].with_suffix(".png") if len(files) == 1 else files[0].with_name("learning_curves.png")
+        output = (
+            files[0].with_suffix(".png")
+            if len(files) == 1
+            else files[0].with_name("learning_curves.png")
+        )
     try:
         plot([read_run(path) for path in files], output)
     except (ValueError, OSError) as error:

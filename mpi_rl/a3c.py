@@ -1,7 +1,8 @@
-"""A3C's worker: pull parameters, play a rollout, push its gradient (Mnih et al. 2016, algorithm S3).
+"""A3C's worker: pull parameters, play a rollout, push its gradient (Mnih et al. 2016, algorithm
+S3).
 
-The server is rank 0: where the paper's threads change shared parameters themselves, here it applies each gradient and
-answers with the newest parameters, so one message each way is both push and pull.
+The server is rank 0: where the paper's threads change shared parameters themselves, here it applies
+each gradient and answers with the newest parameters, so one message each way is both push and pull.
 """
 
 from time import perf_counter
@@ -29,8 +30,9 @@ def work(link: WorkerLink, agent: Agent) -> None:
         wait_s = perf_counter() - pushed
 
 
-def _write_header(link: WorkerLink, agent: Agent, rollout: Rollout, losses: Losses, learn_s: float,
-                  wait_s: float) -> None:
+def _write_header(
+    link: WorkerLink, agent: Agent, rollout: Rollout, losses: Losses, learn_s: float, wait_s: float
+) -> None:
     header, count = link.header, len(rollout.episode_returns)
     header["kind"] = Kind.PUSH
     header["version"] = link.reply["version"]

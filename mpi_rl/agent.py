@@ -14,7 +14,6 @@ from mpi_rl.networks import ActorCritic, NetworkSpec, bind, make_policy
 from mpi_rl.returns import n_step_returns
 
 
-
 @dataclass
 class Rollout:
     """T steps of E environments under fixed parameters; arrays are reused by the next rollout."""
@@ -24,7 +23,9 @@ class Rollout:
     rewards: np.ndarray  # (T, E) float32, scaled and clipped for learning
     terminated: np.ndarray  # (T, E) bool
     truncated: np.ndarray  # (T, E) bool
-    final_observations: list[tuple[int, int, np.ndarray]]  # (t, e, observation) of each truncated step
+    final_observations: list[
+        tuple[int, int, np.ndarray]
+    ]  # (t, e, observation) of each truncated step
     episode_returns: list[float]  # of episodes that ended here, raw and undiscounted
     episode_lengths: list[int]  # the same episodes, in steps
     env_s: float  # seconds spent in the environments
@@ -33,7 +34,9 @@ class Rollout:
 
 @dataclass
 class Losses:
-    """Means per step of a rollout's loss terms (without their coefficients), and the norm of the whole gradient."""
+    """Means per step of a rollout's loss terms (without their coefficients), and the norm of the
+    whole gradient.
+    """
 
     policy_loss: float
     value_loss: float
@@ -42,7 +45,9 @@ class Losses:
 
 
 def make_rng(seed: int, worker: int) -> np.random.Generator:
-    """Return the random stream of ``worker`` (0-based); no two workers and no two seeds share one."""
+    """Return the random stream of ``worker`` (0-based); no two workers and no two seeds share
+    one.
+    """
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(worker,))))
 
 
@@ -54,15 +59,28 @@ def rng_state(rng: np.random.Generator) -> np.ndarray:
 
 def set_rng_state(rng: np.random.Generator, state: np.ndarray) -> None:
     """Undo ``rng_state``."""
-    rng.bit_generator.state = {"bit_generator": "SFC64", "state": {"state": state[:4].copy()},
-                               "has_uint32": int(state[4]), "uinteger": int(state[5])}
+    rng.bit_generator.state = {
+        "bit_generator": "SFC64",
+        "state": {"state": state[:4].copy()},
+        "has_uint32": int(state[4]),
+        "uinteger": int(state[5]),
+    }
 
 
 class Agent:
-    """Plays ``envs_per_worker`` environments and computes gradients; params and grads are the worker's slot."""
+    """Plays ``envs_per_worker`` environments and computes gradients; params and grads are the
+    worker's slot.
+    """
 
-    def __init__(self, config: Config, spec: EnvSpec, network: NetworkSpec, params: np.ndarray, grads: np.ndarray,
-                 rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        config: Config,
+        spec: EnvSpec,
+        network: NetworkSpec,
+        params: np.ndarray,
+        grads: np.ndarray,
+        rng: np.random.Generator,
+    ) -> None:
         self.rng, self._config, self._grads = rng, config, grads
         self._network = bind(ActorCritic(network), params, grads)
         steps, envs = config.n_steps, config.envs_per_worker
@@ -70,10 +88,21 @@ class Agent:
         self._envs = make_envs(spec, envs)
         self._num_actions = spec.num_actions
         dtype = np.uint8 if config.network != "mlp" else np.float32
-        self._rollout = Rollout(np.zeros((steps + 1, envs, *spec.observation_shape), dtype),
-                                np.zeros((steps, envs), np.int64), np.zeros((steps, envs), np.float32),
-                                np.zeros((steps, envs), bool), np.zeros((steps, envs), bool), [], [], [], 0.0, 0.0)
-        self._last = steps  # where the previous rollout ended: its last observation is this one's first
+        self._rollout = Rollout(
+            np.zeros((steps + 1, envs, *spec.observation_shape), dtype),
+            np.zeros((steps, envs), np.int64),
+            np.zeros((steps, envs), np.float32),
+            np.zeros((steps, envs), bool),
+            np.zeros((steps, envs), bool),
+            [],
+            [],
+            [],
+            0.0,
+            0.0,
+        )
+        self._last = (
+            steps  # where the previous rollout ended: its last observation is this one's first
+        )
         self._episode_return, self._episode_length = np.zeros(envs), np.zeros(envs, np.int64)
 
     def reset(self) -> None:
@@ -83,7 +112,9 @@ class Agent:
         self._episode_return[:], self._episode_length[:] = 0, 0
 
     def collect(self) -> Rollout:
-        """Play n_steps in every environment; a single environment stops earlier at its episode's end (algorithm S3)."""
+        """Play n_steps in every environment; a single environment stops earlier at its episode's
+        end (algorithm S3).
+        """
         buffers, config = self._rollout, self._config
         noise = self.rng.gumbel(size=(config.n_steps, config.envs_per_worker, self._num_actions))
         buffers.observations[0] = buffers.observations[self._last]
@@ -94,7 +125,9 @@ class Agent:
         now = perf_counter()
         for t in range(config.n_steps):
             # The largest of logits + Gumbel noise is a draw from softmax(logits).
-            (self._policy(buffers.observations[t]) + noise[t]).argmax(axis=1, out=buffers.actions[t])
+            (self._policy(buffers.observations[t]) + noise[t]).argmax(
+                axis=1, out=buffers.actions[t]
+            )
             before, now = now, perf_counter()
             act_s += now - before
             result = self._envs.step(buffers.actions[t])
@@ -119,19 +152,32 @@ class Agent:
         rewards *= np.float32(config.reward_scale)
         if config.clip_rewards:
             np.clip(rewards, -1, 1, out=rewards)
-        return Rollout(buffers.observations[:length + 1], buffers.actions[:length], rewards,
-                       buffers.terminated[:length], buffers.truncated[:length], final_observations, returns, lengths,
-                       env_s, act_s)
+        return Rollout(
+            buffers.observations[: length + 1],
+            buffers.actions[:length],
+            rewards,
+            buffers.terminated[:length],
+            buffers.truncated[:length],
+            final_observations,
+            returns,
+            lengths,
+            env_s,
+            act_s,
+        )
 
     def learn(self, rollout: Rollout) -> Losses:
-        """Write the gradient of the rollout's loss into the slot's grads. Raises FloatingPointError if it is not finite."""
+        """Write the gradient of the rollout's loss into the slot's grads. Raises FloatingPointError
+        if it is not finite.
+        """
         self._grads.fill(0)
         loss, losses = actor_critic_loss(self._network, rollout, self._config)
         loss.backward()
         losses.grad_norm = math.sqrt(np.dot(self._grads, self._grads))
         if not math.isfinite(losses.grad_norm):
-            raise FloatingPointError(f"the gradient's norm is {losses.grad_norm}: policy loss {losses.policy_loss:.4g}, "
-                                     f"value loss {losses.value_loss:.4g}; a smaller learning_rate may be right")
+            raise FloatingPointError(
+                f"the gradient's norm is {losses.grad_norm}: policy loss {losses.policy_loss:.4g}, "
+                f"value loss {losses.value_loss:.4g}; a smaller learning_rate may be right"
+            )
         return losses
 
     def close(self) -> None:
@@ -139,11 +185,15 @@ class Agent:
         self._envs.close()
 
 
-def actor_critic_loss(network: ActorCritic, rollout: Rollout, config: Config) -> tuple[torch.Tensor, Losses]:
-    """Return the loss of Mnih et al. 2016, algorithm S3, as a scalar tensor, and its parts (grad_norm is 0).
+def actor_critic_loss(
+    network: ActorCritic, rollout: Rollout, config: Config
+) -> tuple[torch.Tensor, Losses]:
+    """Return the loss of Mnih et al. 2016, algorithm S3, as a scalar tensor, and its parts
+    (grad_norm is 0).
 
-    loss = 1/E sum_e sum_t [ -log pi(a|s) (R - V(s)) - entropy_coef H(pi(.|s)) + value_coef (R - V(s))^2 ],
-    where R is the n-step return and the advantage R - V(s) is a constant for the policy's gradient.
+    loss = 1/E sum_e sum_t [ -log pi(a|s) (R - V(s)) - entropy_coef H(pi(.|s)) + value_coef (R -
+    V(s))^2 ], where R is the n-step return and the advantage R - V(s) is a constant for the
+    policy's gradient.
     """
     num_steps, num_envs = rollout.actions.shape
     returns = torch.from_numpy(_returns(network, rollout, config.gamma).reshape(-1))
@@ -156,11 +206,15 @@ def actor_critic_loss(network: ActorCritic, rollout: Rollout, config: Config) ->
     entropy = -(log_probs.exp() * log_probs).sum()
     loss = (policy_loss - config.entropy_coef * entropy + config.value_coef * value_loss) / num_envs
     count = num_steps * num_envs
-    return loss, Losses(policy_loss.item() / count, value_loss.item() / count, entropy.item() / count, 0.0)
+    return loss, Losses(
+        policy_loss.item() / count, value_loss.item() / count, entropy.item() / count, 0.0
+    )
 
 
 def _returns(network: ActorCritic, rollout: Rollout, gamma: float) -> np.ndarray:
-    """The rollout's n-step returns, (T, E), with the values they need taken under the rollout's own parameters."""
+    """The rollout's n-step returns, (T, E), with the values they need taken under the rollout's own
+    parameters.
+    """
     bootstrap = np.zeros(rollout.rewards.shape[1], np.float32)
     final_values = np.zeros_like(rollout.rewards)
     with torch.inference_mode():
@@ -169,7 +223,9 @@ def _returns(network: ActorCritic, rollout: Rollout, gamma: float) -> np.ndarray
         if rollout.final_observations:
             steps, envs, observations = zip(*rollout.final_observations)
             final_values[steps, envs] = network(torch.from_numpy(np.stack(observations)))[1].numpy()
-    return n_step_returns(rollout.rewards, rollout.terminated, rollout.truncated, final_values, bootstrap, gamma)
+    return n_step_returns(
+        rollout.rewards, rollout.terminated, rollout.truncated, final_values, bootstrap, gamma
+    )
 
 
 def _flat(observations: np.ndarray) -> np.ndarray:

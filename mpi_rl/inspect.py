@@ -8,39 +8,65 @@ from mpi_rl.runfile import STATUSES, is_locked, read_run
 
 
 def verify_run(path: str | Path) -> list[str]:
-    """Return what is wrong with a run file, one sentence each: checksums, lengths of columns, and sums that must agree."""
+    """Return what is wrong with a run file, one sentence each: checksums, lengths of columns, and
+    sums that must agree.
+    """
     try:
         run = read_run(path, with_state=True)
     except ValueError as error:
         return [str(error)]
     attributes, tables, config = run.attributes, run.tables, run.config
     workers, episodes, intervals = tables["workers"], tables["episodes"], tables["intervals"]
-    problems = [f"{path}: /{name}: columns of different lengths" for name, columns in tables.items()
-                if len({len(column) for column in columns.values()}) > 1]
+    problems = [
+        f"{path}: /{name}: columns of different lengths"
+        for name, columns in tables.items()
+        if len({len(column) for column in columns.values()}) > 1
+    ]
     if problems:
         return problems
     period, rollout = config["interval_period_steps"], config["n_steps"] * config["envs_per_worker"]
-    step, version, complete = attributes["step"], attributes["version"], attributes["status"] == "complete"
+    step, version, complete = (
+        attributes["step"],
+        attributes["version"],
+        attributes["status"] == "complete",
+    )
     ends = intervals["step"] // period
-    if complete and len(ends) and intervals["step"][-1] % period and ends[-1] == (ends[-2] if len(ends) > 1 else 0):
+    if (
+        complete
+        and len(ends)
+        and intervals["step"][-1] % period
+        and ends[-1] == (ends[-2] if len(ends) > 1 else 0)
+    ):
         ends = ends[:-1]  # the run's last interval may be a short one
     counts = np.bincount(episodes["worker_id"], minlength=len(workers["worker_id"]))
     lengths = np.bincount(episodes["worker_id"], episodes["episode_length"], minlength=len(counts))
     checks = {
-        f"status {attributes['status']!r} is none of {', '.join(STATUSES)}": attributes["status"] in STATUSES,
+        f"status {attributes['status']!r} is none of {', '.join(STATUSES)}": (
+            attributes["status"] in STATUSES
+        ),
         "workers' steps do not add up to the step counter": workers["num_steps"].sum() == step,
         "workers' updates do not add up to the version": workers["num_updates"].sum() == version,
-        "staleness does not count every update of every worker once":
-            np.array_equal(run.staleness.sum(axis=1), workers["num_updates"]),
-        "episodes do not agree with the workers' counts": np.array_equal(counts, workers["num_episodes"]),
-        "a worker's episodes are longer than its steps": bool((lengths <= workers["num_steps"]).all()),
+        "staleness does not count every update of every worker once": np.array_equal(
+            run.staleness.sum(axis=1), workers["num_updates"]
+        ),
+        "episodes do not agree with the workers' counts": np.array_equal(
+            counts, workers["num_episodes"]
+        ),
+        "a worker's episodes are longer than its steps": bool(
+            (lengths <= workers["num_steps"]).all()
+        ),
         "episodes are out of order": bool((np.diff(episodes["step"]) >= 0).all()),
         "intervals are repeated or out of order": bool((np.diff(intervals["version"]) > 0).all()),
-        "an interval is missing": rollout > period or np.array_equal(ends, np.arange(1, step // period + 1)),
+        "an interval is missing": (
+            rollout > period or np.array_equal(ends, np.arange(1, step // period + 1))
+        ),
         "complete, but short of its budget": not complete or step >= config["total_steps"],
-        "complete, but its last interval does not end at its last step":
-            not complete or (len(intervals["step"]) > 0 and intervals["step"][-1] == step),
-        "snapshots and their parameters do not pair up": len(tables["snapshots"]["step"]) == len(run.snapshot_params),
+        "complete, but its last interval does not end at its last step": (
+            not complete or (len(intervals["step"]) > 0 and intervals["step"][-1] == step)
+        ),
+        "snapshots and their parameters do not pair up": (
+            len(tables["snapshots"]["step"]) == len(run.snapshot_params)
+        ),
         "unfinished, but without the state that resuming needs": complete or "params" in run.state,
     }
     return [f"{path}: {problem}" for problem, fine in checks.items() if not fine]
@@ -54,20 +80,46 @@ def summary(path: str | Path) -> str:
     if status == "running" and not is_locked(Path(path)):
         status = "interrupted (the same command resumes it)"
     seconds = attributes["wall_time_s"]
-    updates = np.arange(run.staleness.shape[1]) @ run.staleness.sum(axis=0) / max(1, attributes["version"])
-    mean = f"{returns[-100:].mean():.1f} over the last {min(100, len(returns))}" if len(returns) else "none finished"
+    updates = (
+        np.arange(run.staleness.shape[1])
+        @ run.staleness.sum(axis=0)
+        / max(1, attributes["version"])
+    )
+    mean = (
+        f"{returns[-100:].mean():.1f} over the last {min(100, len(returns))}"
+        if len(returns)
+        else "none finished"
+    )
     workers = run.tables["workers"]
-    transports = ", ".join(f"{(workers['transport'] == kind).sum()} by {kind}" for kind in sorted(set(workers["transport"])))
-    return "\n".join([
-        f"{path}",
-        f"  status     {status}, job {attributes['job']}[{attributes['index']}], seed {config['seed']}, "
-        f"restarted {attributes['restart_count']} times",
-        f"  task       {config['env']}, {config['network']} network, {config['update_rule']} {config['learning_rate']:g}",
-        f"  progress   {attributes['step']:,} of {config['total_steps']:,} steps, {attributes['version']:,} updates, "
-        f"{len(returns):,} episodes in {seconds:.0f} s ({attributes['step'] / max(seconds, 1e-9):,.0f} steps/s)",
-        f"  return     {mean}",
-        f"  workers    {len(workers['worker_id'])} ({transports}) on {', '.join(sorted(set(workers['node'])))}; "
-        f"mean staleness {updates:.2f} updates",
-        f"  started    {attributes['started']}, last written {attributes['ended']}, commit {attributes['git_commit'][:12]}"
-        f"{' with changes' if attributes['git_dirty'] else ''}",
-    ])
+    transports = ", ".join(
+        f"{(workers['transport'] == kind).sum()} by {kind}"
+        for kind in sorted(set(workers["transport"]))
+    )
+    return "\n".join(
+        [
+            f"{path}",
+            (
+                f"  status     {status}, job {attributes['job']}[{attributes['index']}], seed"
+                f" {config['seed']}, restarted {attributes['restart_count']} times"
+            ),
+            (
+                f"  task       {config['env']}, {config['network']} network,"
+                f" {config['update_rule']} {config['learning_rate']:g}"
+            ),
+            (
+                f"  progress   {attributes['step']:,} of {config['total_steps']:,} steps,"
+                f" {attributes['version']:,} updates, {len(returns):,} episodes in {seconds:.0f} s"
+                f" ({attributes['step'] / max(seconds, 1e-9):,.0f} steps/s)"
+            ),
+            f"  return     {mean}",
+            (
+                f"  workers    {len(workers['worker_id'])} ({transports}) on"
+                f" {', '.join(sorted(set(workers['node'])))}; mean staleness {updates:.2f} updates"
+            ),
+            (
+                f"  started    {attributes['started']}, last written {attributes['ended']}, commit"
+                f" {attributes['git_commit'][:12]}"
+                f"{' with changes' if attributes['git_dirty'] else ''}"
+            ),
+        ]
+    )

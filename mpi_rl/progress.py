@@ -19,7 +19,7 @@ LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Moment:
     """The numbers of one moment of a run."""
 
     step: int
@@ -33,7 +33,7 @@ class Snapshot:
 
 
 class Progress:
-    """Shows a run's snapshots. Use as a context manager: leaving it restores the terminal."""
+    """Shows moments of a run. Use as a context manager: leaving it restores the terminal."""
 
     def __init__(self, title: str) -> None:
         terminal = launcher_terminal()
@@ -41,8 +41,12 @@ class Progress:
         self._recent: deque[tuple[float, int]] = deque()
         self._live: Live | None = None
         if terminal is not None and os.environ.get("TERM", "dumb") != "dumb":
-            console = Console(file=sys.stdout, force_terminal=True, width=terminal.columns, height=terminal.lines)
-            self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            console = Console(
+                file=sys.stdout, force_terminal=True, width=terminal.columns, height=terminal.lines
+            )
+            self._live = Live(
+                console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+            )
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -53,57 +57,77 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def show(self, snapshot: Snapshot, last: bool = False) -> None:
-        """Show ``snapshot``: always in the live view, else only when a period is over or it is the ``last``."""
+    def show(self, moment: Moment, last: bool = False) -> None:
+        """Show ``moment``: always in the live view, else only when a period is over or it is the
+        ``last``.
+        """
         now = monotonic()
-        self._recent.append((now, snapshot.step))
+        self._recent.append((now, moment.step))
         while now - self._recent[0][0] > RATE_WINDOW_S and len(self._recent) > 2:
             self._recent.popleft()
-        (then, old_step), elapsed = self._recent[0], now - self._recent[0][0]
-        steps_per_s = (snapshot.step - old_step) / elapsed if elapsed > 0 else 0.0
+        elapsed, old_step = now - self._recent[0][0], self._recent[0][1]
+        steps_per_s = (moment.step - old_step) / elapsed if elapsed > 0 else 0.0
         if self._live:
-            self._live.update(self._view(snapshot, steps_per_s), refresh=True)
+            self._live.update(self._view(moment, steps_per_s), refresh=True)
         elif last or now - self._shown_s >= PLAIN_PERIOD_S:
             self._shown_s = now
-            print(plain_line(snapshot, steps_per_s), flush=True)
+            print(plain_line(moment, steps_per_s), flush=True)
 
-    def _view(self, snapshot: Snapshot, steps_per_s: float) -> Table:
-        table = Table(title=self._title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+    def _view(self, moment: Moment, steps_per_s: float) -> Table:
+        table = Table(
+            title=self._title,
+            title_justify="left",
+            box=None,
+            show_header=False,
+            padding=(0, 2, 0, 0),
+        )
         table.add_column(style="dim")
         table.add_column()
         bar = Table.grid(padding=(0, 2, 0, 0))
-        bar.add_row(ProgressBar(snapshot.total_steps, min(snapshot.step, snapshot.total_steps), width=30),
-                    f"{100 * snapshot.step / snapshot.total_steps:.1f} %")
-        table.add_row("steps", f"{snapshot.step:,} of {snapshot.total_steps:,}")
+        bar.add_row(
+            ProgressBar(moment.total_steps, min(moment.step, moment.total_steps), width=30),
+            f"{100 * moment.step / moment.total_steps:.1f} %",
+        )
+        table.add_row("steps", f"{moment.step:,} of {moment.total_steps:,}")
         table.add_row("", bar)
-        table.add_row("speed", f"{steps_per_s:,.0f} steps/s, {time_left(snapshot, steps_per_s)} left")
-        table.add_row("return", f"{snapshot.mean_return:.1f}, mean of the last 100 of {snapshot.num_episodes:,} episodes")
-        table.add_row("staleness", f"{snapshot.mean_staleness:.2f} updates, mean of {snapshot.version:,}")
-        table.add_row("workers", f"{snapshot.num_active_workers} of {snapshot.num_workers} active")
+        table.add_row("speed", f"{steps_per_s:,.0f} steps/s, {time_left(moment, steps_per_s)} left")
+        table.add_row(
+            "return",
+            f"{moment.mean_return:.1f}, mean of the last 100 of {moment.num_episodes:,}"
+            " episodes",
+        )
+        table.add_row(
+            "staleness", f"{moment.mean_staleness:.2f} updates, mean of {moment.version:,}"
+        )
+        table.add_row("workers", f"{moment.num_active_workers} of {moment.num_workers} active")
         return table
 
 
-def plain_line(snapshot: Snapshot, steps_per_s: float) -> str:
-    """Return ``snapshot`` as one line."""
-    return (f"{snapshot.step:>11,} steps {100 * snapshot.step / snapshot.total_steps:5.1f} %  {steps_per_s:>7,.0f} steps/s"
-            f"  {time_left(snapshot, steps_per_s):>8} left  return {snapshot.mean_return:8.1f}"
-            f"  episodes {snapshot.num_episodes:>7,}  staleness {snapshot.mean_staleness:5.2f}"
-            f"  workers {snapshot.num_active_workers}")
+def plain_line(moment: Moment, steps_per_s: float) -> str:
+    """Return ``moment`` as one line."""
+    return (
+        f"{moment.step:>11,} steps {100 * moment.step / moment.total_steps:5.1f} % "
+        f" {steps_per_s:>7,.0f} steps/s  {time_left(moment, steps_per_s):>8} left  return"
+        f" {moment.mean_return:8.1f}  episodes {moment.num_episodes:>7,}  staleness"
+        f" {moment.mean_staleness:5.2f}  workers {moment.num_active_workers}"
+    )
 
 
-def time_left(snapshot: Snapshot, steps_per_s: float) -> str:
-    """Return the time to the budget's end at this speed as h:mm:ss, or ? where nothing is known yet."""
+def time_left(moment: Moment, steps_per_s: float) -> str:
+    """Return the time to the budget's end at this speed as h:mm:ss, or ? where nothing is known
+    yet.
+    """
     if steps_per_s <= 0:
         return "?"
-    seconds = round(max(0, snapshot.total_steps - snapshot.step) / steps_per_s)
+    seconds = round(max(0, moment.total_steps - moment.step) / steps_per_s)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 def launcher_terminal() -> os.terminal_size | None:
     """Return the size of the terminal that the run's output ends on, or None.
 
-    Launchers give their ranks pipes or a terminal of their own, so it is the launcher's standard output that counts;
-    without a launcher, ours.
+    Launchers give their ranks pipes or a terminal of their own, so it is the launcher's standard
+    output that counts; without a launcher, ours.
     """
     pid = os.getpid()
     while pid > 1:

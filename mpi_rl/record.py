@@ -13,8 +13,17 @@ MOST_FRAMES_PER_S = 25  # of the GIF; faster tasks show every n-th step
 WIDTH = 300  # of a picture in pixels, for tasks whose own pictures are wider
 
 
-def record(path: Path, output: Path, snapshot: str, num_episodes: int, max_steps: int, seed: int, greedy: bool) -> str:
-    """Play ``num_episodes`` with one snapshot of run file ``path``, write ``output``, and return what happened.
+def record(
+    path: Path,
+    output: Path,
+    snapshot: str,
+    num_episodes: int,
+    max_steps: int,
+    seed: int,
+    greedy: bool,
+) -> str:
+    """Play ``num_episodes`` with one snapshot of run file ``path``, write ``output``, and return
+    what happened.
 
     ``snapshot`` is 'best', 'last' or a step. Raises ValueError if the run has no such snapshot.
     """
@@ -30,16 +39,27 @@ def record(path: Path, output: Path, snapshot: str, num_episodes: int, max_steps
     skip = -(-envs.steps_per_s // MOST_FRAMES_PER_S)
     envs.close()
     frames = [_frame(picture) for picture in pictures[::skip]]
-    frames[0].save(output, save_all=True, append_images=frames[1:], duration=1000 * skip // envs.steps_per_s, loop=0,
-                   optimize=False)
+    frames[0].save(
+        output,
+        save_all=True,
+        append_images=frames[1:],
+        duration=1000 * skip // envs.steps_per_s,
+        loop=0,
+        optimize=False,
+    )
     step = run.tables["snapshots"]["step"][row]
-    return (f"{output}: {num_episodes} episode(s) of the policy at step {step:,}, {len(pictures):,} steps, "
-            f"return {', '.join(f'{value:.1f}' for value in returns)}")
+    return (
+        f"{output}: {num_episodes} episode(s) of the policy at step {step:,}, {len(pictures):,}"
+        f" steps, return {', '.join(f'{value:.1f}' for value in returns)}"
+    )
 
 
 def _snapshot_row(run: Run, path: Path, snapshot: str) -> int:
     table = run.tables["snapshots"]
-    names = [kind if kind != "periodic" else str(step) for kind, step in zip(table["kind"], table["step"])]
+    names = [
+        kind if kind != "periodic" else str(step)
+        for kind, step in zip(table["kind"], table["step"])
+    ]
     if snapshot == "best" and "best" not in names:
         snapshot = "last"  # too short a run to have a best one
     if snapshot not in names:
@@ -47,8 +67,14 @@ def _snapshot_row(run: Run, path: Path, snapshot: str) -> int:
     return names.index(snapshot)
 
 
-def _play(envs: VectorTask | AleGame, policy: Policy, rng: np.random.Generator, pictures: list[np.ndarray],
-          max_steps: int, greedy: bool) -> float:
+def _play(
+    envs: VectorTask | AleGame,
+    policy: Policy,
+    rng: np.random.Generator,
+    pictures: list[np.ndarray],
+    max_steps: int,
+    greedy: bool,
+) -> float:
     """Play one episode, add its pictures, and return its undiscounted return."""
     observations, episode_return = envs.reset(rng.integers(2**31 - 1, size=1)), 0.0
     for _ in range(max_steps):
@@ -56,7 +82,9 @@ def _play(envs: VectorTask | AleGame, policy: Policy, rng: np.random.Generator, 
         logits = policy(observations)
         noise = 0 if greedy else rng.gumbel(size=logits.shape)
         result = envs.step((logits + noise).argmax(axis=1))
-        observations, episode_return = result.observations, episode_return + float(result.rewards[0])
+        observations, episode_return = result.observations, episode_return + float(
+            result.rewards[0]
+        )
         if result.episode_over[0]:
             break
     return episode_return

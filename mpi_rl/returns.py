@@ -3,9 +3,16 @@
 import numpy as np
 
 
-def n_step_returns(rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, final_values: np.ndarray,
-                   bootstrap_value: np.ndarray, gamma: float) -> np.ndarray:
-    """Return R_t of Mnih et al. 2016, algorithm S3, for a rollout of T steps in E environments side by side.
+def n_step_returns(
+    rewards: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    final_values: np.ndarray,
+    bootstrap_value: np.ndarray,
+    gamma: float,
+) -> np.ndarray:
+    """Return R_t of Mnih et al. 2016, algorithm S3, for a rollout of T steps in E environments side
+    by side.
 
     R_t = r_t + gamma * R_{t+1} with R_T = bootstrap_value, and at the end of an episode
     R_t = r_t if it terminated, R_t = r_t + gamma * V(final observation) if it was truncated.
@@ -14,21 +21,31 @@ def n_step_returns(rewards: np.ndarray, terminated: np.ndarray, truncated: np.nd
         rewards: (T, E) float32, r_t: what step t paid, already scaled or clipped for learning.
         terminated: (T, E) bool, step t reached a terminal state (it wins over truncated).
         truncated: (T, E) bool, step t was the last before a time limit.
-        final_values: (T, E) float32, V of the observation that step t ended on; read only where truncated.
-        bootstrap_value: (E,) float32, V of the observation after the last step; unused where that step ended an episode.
+        final_values: (T, E) float32, V of the observation that step t ended on; read only where
+            truncated.
+        bootstrap_value: (E,) float32, V of the observation after the last step; unused where that
+            step ended an episode.
         gamma: discount per step.
 
     Returns:
         (T, E) float32. Raises ValueError if the shapes do not agree.
     """
     shape = rewards.shape
-    if not terminated.shape == truncated.shape == final_values.shape == shape or bootstrap_value.shape != shape[1:]:
-        raise ValueError(f"shapes disagree: rewards {shape}, terminated {terminated.shape}, truncated {truncated.shape}, "
-                         f"final_values {final_values.shape}, bootstrap_value {bootstrap_value.shape}")
+    if (
+        not terminated.shape == truncated.shape == final_values.shape == shape
+        or bootstrap_value.shape != shape[1:]
+    ):
+        raise ValueError(
+            f"shapes disagree: rewards {shape}, terminated {terminated.shape}, truncated"
+            f" {truncated.shape}, final_values {final_values.shape}, bootstrap_value"
+            f" {bootstrap_value.shape}"
+        )
     returns = np.empty_like(rewards)
     following = bootstrap_value
     for t in reversed(range(len(rewards))):
         following = np.where(truncated[t], final_values[t], following)
-        following = rewards[t] + np.float32(gamma) * np.where(terminated[t], np.float32(0), following)
+        following = rewards[t] + np.float32(gamma) * np.where(
+            terminated[t], np.float32(0), following
+        )
         returns[t] = following
     return returns

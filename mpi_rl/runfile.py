@@ -1,9 +1,12 @@
-"""The run file: one HDF5 file per run, both its record and its checkpoint. Writer and reader live here.
+"""The run file: one HDF5 file per run, both its record and its checkpoint. Writer and reader live
+here.
 
-Rank 0 rewrites the file whole (write beside, fsync, replace), so whatever is killed, the file on disk opens and agrees
-with itself; readers need no lock. A lock file beside it keeps a second writer out while the first lives.
+Rank 0 rewrites the file whole (write beside, fsync, replace), so whatever is killed, the file on
+disk opens and agrees with itself; readers need no lock. A lock file beside it keeps a second writer
+out while the first lives.
 
-    /episodes /intervals /events /workers /snapshots /timing/worker /timing/server   tables: see TABLES
+    /episodes /intervals /events /workers /snapshots /timing/worker /timing/server   tables: see
+    TABLES
     /staleness    (num_workers, K): how often worker w's gradient was s versions old when applied
     /snapshots/params    (N, P)
     /state    what resuming needs (unfinished runs only)
@@ -30,29 +33,65 @@ SCHEMA = "mpi_rl run"
 SCHEMA_VERSION = 1
 STATUSES = ("running", "checkpointed", "complete", "failed")
 _WHEN = {"step": ("q", "steps"), "version": ("q", "updates"), "wall_time_s": ("d", "s")}
-TABLES: dict[str, dict[str, tuple[str, str]]] = {  # table -> column -> (array type code or "s" for text, units)
-    "episodes": {"worker_id": ("q", "1"), **_WHEN, "episode_return": ("d", "reward"),
-                 "episode_length": ("q", "steps")},
-    "intervals": {**_WHEN, "policy_loss": ("d", "1"), "value_loss": ("d", "1"), "entropy": ("d", "nat"),
-                  "grad_norm": ("d", "1"), "learning_rate": ("d", "1"), "staleness_mean": ("d", "updates"),
-                  "staleness_max": ("q", "updates"), "num_active_workers": ("q", "1"),
-                  "updates_per_s": ("d", "1/s"), "steps_per_s": ("d", "1/s")},
-    "events": {"wall_time_s": ("d", "s"), "step": ("q", "steps"), "worker_id": ("q", "1"), "kind": ("s", "text")},
-    "workers": {"worker_id": ("q", "1"), "node": ("s", "text"), "transport": ("s", "text"),
-                "num_steps": ("q", "steps"), "num_updates": ("q", "updates"), "num_episodes": ("q", "1")},
-    "snapshots": {"step": ("q", "steps"), "version": ("q", "updates"), "mean_return": ("d", "reward"),
-                  "kind": ("s", "text")},
-    "timing/worker": {"env": ("d", "s"), "act": ("d", "s"), "learn": ("d", "s"), "wait": ("d", "s")},
-    "timing/server": {"update": ("d", "s"), "reply": ("d", "s"), "idle": ("d", "s")},
-}
+TABLES: dict[str, dict[str, tuple[str, str]]] = (
+    {  # table -> column -> (array type code or "s" for text, units)
+        "episodes": {
+            "worker_id": ("q", "1"),
+            **_WHEN,
+            "episode_return": ("d", "reward"),
+            "episode_length": ("q", "steps"),
+        },
+        "intervals": {
+            **_WHEN,
+            "policy_loss": ("d", "1"),
+            "value_loss": ("d", "1"),
+            "entropy": ("d", "nat"),
+            "grad_norm": ("d", "1"),
+            "learning_rate": ("d", "1"),
+            "staleness_mean": ("d", "updates"),
+            "staleness_max": ("q", "updates"),
+            "num_active_workers": ("q", "1"),
+            "updates_per_s": ("d", "1/s"),
+            "steps_per_s": ("d", "1/s"),
+        },
+        "events": {
+            "wall_time_s": ("d", "s"),
+            "step": ("q", "steps"),
+            "worker_id": ("q", "1"),
+            "kind": ("s", "text"),
+        },
+        "workers": {
+            "worker_id": ("q", "1"),
+            "node": ("s", "text"),
+            "transport": ("s", "text"),
+            "num_steps": ("q", "steps"),
+            "num_updates": ("q", "updates"),
+            "num_episodes": ("q", "1"),
+        },
+        "snapshots": {
+            "step": ("q", "steps"),
+            "version": ("q", "updates"),
+            "mean_return": ("d", "reward"),
+            "kind": ("s", "text"),
+        },
+        "timing/worker": {
+            "env": ("d", "s"),
+            "act": ("d", "s"),
+            "learn": ("d", "s"),
+            "wait": ("d", "s"),
+        },
+        "timing/server": {"update": ("d", "s"), "reply": ("d", "s"), "idle": ("d", "s")},
+    }
+)
 
 
 class Table:
     """Columns of equal length that grow row by row."""
 
     def __init__(self, name: str) -> None:
-        self._columns: dict[str, Any] = {key: [] if code == "s" else array(code)
-                                         for key, (code, _) in TABLES[name].items()}
+        self._columns: dict[str, Any] = {
+            key: [] if code == "s" else array(code) for key, (code, _) in TABLES[name].items()
+        }
 
     def append(self, **row: Any) -> None:
         """Add one row; every column must be given."""
@@ -68,8 +107,10 @@ class Table:
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return copies of the columns as arrays."""
-        return {key: np.array(column, object if isinstance(column, list) else column.typecode)
-                for key, column in self._columns.items()}
+        return {
+            key: np.array(column, object if isinstance(column, list) else column.typecode)
+            for key, column in self._columns.items()
+        }
 
     def mean_of_last(self, key: str, count: int) -> float:
         """Return the mean of a column's last ``count`` values; nan if there are none."""
@@ -82,7 +123,9 @@ class Table:
 
 @dataclass
 class Run:
-    """A run file's content. Tables are dicts of equally long columns, (N,), named and typed as in TABLES."""
+    """A run file's content. Tables are dicts of equally long columns, (N,), named and typed as in
+    TABLES.
+    """
 
     attributes: dict[str, Any]
     tables: dict[str, dict[str, np.ndarray]]
@@ -102,7 +145,9 @@ class Run:
 
 
 def write_run(path: Path, run: Run) -> None:
-    """Replace ``path`` by ``run`` in one step: a reader, or a crash, sees the old file or the new one, whole."""
+    """Replace ``path`` by ``run`` in one step: a reader, or a crash, sees the old file or the new
+    one, whole.
+    """
     beside = path.with_name(path.name + ".tmp")
     with h5py.File(beside, "w", locking="best-effort") as file:
         file.attrs.update(run.attributes)
@@ -139,19 +184,32 @@ def _write(file: h5py.File, name: str, values: np.ndarray, units: str) -> None:
 
 
 def read_run(path: str | Path, with_state: bool = False) -> Run:
-    """Return the content of a run file. Raises ValueError naming the file if it is not a readable one of ours."""
+    """Return the content of a run file. Raises ValueError naming the file if it is not a readable
+    one of ours.
+    """
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
-            attributes = {key: value.item() if isinstance(value, np.generic) else value
-                          for key, value in file.attrs.items()}
+            attributes = {
+                key: value.item() if isinstance(value, np.generic) else value
+                for key, value in file.attrs.items()
+            }
             if attributes.get("schema") != SCHEMA:
-                raise ValueError(f"{path}: an HDF5 file, but not a run file: its schema is "
-                                 f"{attributes.get('schema')!r}, not {SCHEMA!r}")
+                raise ValueError(
+                    f"{path}: an HDF5 file, but not a run file: its schema is "
+                    f"{attributes.get('schema')!r}, not {SCHEMA!r}"
+                )
             if attributes["schema_version"] > SCHEMA_VERSION:
-                raise ValueError(f"{path}: schema version {attributes['schema_version']} is newer than this program's "
-                                 f"{SCHEMA_VERSION}: use a newer mpi_rl")
-            tables = {name: {key: file[name][key].asstr()[:] if code == "s" else file[name][key][:]
-                             for key, (code, _) in columns.items()} for name, columns in TABLES.items()}
+                raise ValueError(
+                    f"{path}: schema version {attributes['schema_version']} is newer than this"
+                    f" program's {SCHEMA_VERSION}: use a newer mpi_rl"
+                )
+            tables = {
+                name: {
+                    key: file[name][key].asstr()[:] if code == "s" else file[name][key][:]
+                    for key, (code, _) in columns.items()
+                }
+                for name, columns in TABLES.items()
+            }
             state = {key: value[()] for key, value in _leaves(file, "state")} if with_state else {}
             return Run(attributes, tables, file["staleness"][:], file["snapshots/params"][:], state)
     except FileNotFoundError:
@@ -163,22 +221,26 @@ def read_run(path: str | Path, with_state: bool = False) -> Run:
 def _leaves(file: h5py.File, name: str) -> list[tuple[str, h5py.Dataset]]:
     found: list[tuple[str, h5py.Dataset]] = []
     if name in file:
-        file[name].visititems(lambda key, item: found.append((key, item)) if isinstance(item, h5py.Dataset) else None)
+        file[name].visititems(
+            lambda key, item: found.append((key, item)) if isinstance(item, h5py.Dataset) else None
+        )
     return found
 
 
 @contextlib.contextmanager
 def writer_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of run file ``path``. Raises ValueError naming the writer that holds it already.
+    """Hold the lock of run file ``path``. Raises ValueError naming the writer that holds it
+    already.
 
-    The kernel frees the lock when its holder dies, so a killed run leaves nothing to clean up. A file system without
-    locks (some Lustre mounts) cannot refuse a second writer; a warning says so.
+    The kernel frees the lock when its holder dies, so a killed run leaves nothing to clean up. A
+    file system without locks (some Lustre mounts) cannot refuse a second writer; a warning says so.
     """
     lock = path.with_name(path.name + ".lock")
     handle = _lock(lock, path)
     job = os.environ.get("SLURM_JOB_ID")
     os.truncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}".encode())
+    writer = f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}"
+    os.write(handle, writer.encode())
     try:
         yield
     finally:
@@ -194,10 +256,14 @@ def _lock(lock: Path, path: Path) -> int:
     except BlockingIOError:
         writer = os.read(handle, 200).decode().strip()
         os.close(handle)
-        raise ValueError(f"{path}: being written by {writer or 'another run'}; wait for it, or choose another --output") from None
+        raise ValueError(
+            f"{path}: being written by {writer or 'another run'}; wait for it, or choose another"
+            " --output"
+        ) from None
     except OSError as error:
-        logging.getLogger(__name__).warning("%s: no locks on this file system (%s): two writers would not be noticed",
-                                            lock, error)
+        logging.getLogger(__name__).warning(
+            "%s: no locks on this file system (%s): two writers would not be noticed", lock, error
+        )
         return handle
     if not lock.exists() or os.stat(lock).st_ino != os.fstat(handle).st_ino:
         os.close(handle)

@@ -1,26 +1,32 @@
-"""Pushes and replies between the server (rank 0) and its workers: one message each way, sleeping waits.
+"""Pushes and replies between the server (rank 0) and its workers: one message each way, sleeping
+waits.
 
 A worker's slot is one stretch of memory, ``reply | params[P] | header | grads[P]``:
 
-* on the server's node it lies in a shared window that both ends map, and a message carries only the small header or reply;
+* on the server's node it lies in a shared window that both ends map, and a message carries only the
+  small header or reply;
 * elsewhere both ends own a copy, and a message carries header and grads, or reply and params.
 
-Between its push and the reply a worker waits, so the server reads and writes the slot undisturbed: nothing is torn, and
-the version that a worker holds is exact. Waits test and sleep, because a blocking MPI call spins, and with more ranks than
-cores it would eat the cores that should compute.
+Between its push and the reply a worker waits, so the server reads and writes the slot undisturbed:
+nothing is torn, and the version that a worker holds is exact. Waits test and sleep, because a
+blocking MPI call spins, and with more ranks than cores it would eat the cores that should compute.
 """
 
 import enum
+import itertools
 import os
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
 
 SERVER = 0  # its rank; worker w (0-based) is rank w + 1
 SLEEP_FIRST_S, SLEEP_LAST_S = 20e-6, 1e-3
-FAILURE_WAIT_S = 4.0  # how long a failed worker waits for the server to save the run and end all ranks
+FAILURE_WAIT_S = (
+    4.0  # how long a failed worker waits for the server to save the run and end all ranks
+)
 _ALIGNMENT = 64
 
 
@@ -46,30 +52,42 @@ class Command(enum.IntEnum):
     STOP = 1
 
 
-REPLY = np.dtype([
-    ("version", "i8"),  # updates applied to the parameters sent along
-    ("command", "i8"),
-    ("resumed", "i8"),  # 1: rng_state is where the worker's random stream goes on
-    ("rng_state", "u8", 6),
-])
+REPLY = np.dtype(
+    [
+        ("version", "i8"),  # updates applied to the parameters sent along
+        ("command", "i8"),
+        ("resumed", "i8"),  # 1: rng_state is where the worker's random stream goes on
+        ("rng_state", "u8", 6),
+    ]
+)
 
 
 def header_dtype(max_episodes: int) -> np.dtype:
-    """Return the record that a worker sends first; it has room for the episodes that one rollout can finish."""
-    return np.dtype([
-        ("kind", "i8"),
-        ("version", "i8"),  # of the parameters that the gradient was taken at
-        ("num_steps", "i8"),
-        ("policy_loss", "f8"), ("value_loss", "f8"), ("entropy", "f8"), ("grad_norm", "f8"),
-        ("phase_s", "f8", 4),  # seconds since the last push: env, act, learn, wait
-        ("rng_state", "u8", 6),  # the worker's random stream after this rollout
-        ("num_episodes", "i8"),
-        ("episode_returns", "f8", max_episodes), ("episode_lengths", "i8", max_episodes),
-    ])
+    """Return the record that a worker sends first; it has room for the episodes that one rollout
+    can finish.
+    """
+    return np.dtype(
+        [
+            ("kind", "i8"),
+            ("version", "i8"),  # of the parameters that the gradient was taken at
+            ("num_steps", "i8"),
+            ("policy_loss", "f8"),
+            ("value_loss", "f8"),
+            ("entropy", "f8"),
+            ("grad_norm", "f8"),
+            ("phase_s", "f8", 4),  # seconds since the last push: env, act, learn, wait
+            ("rng_state", "u8", 6),  # the worker's random stream after this rollout
+            ("num_episodes", "i8"),
+            ("episode_returns", "f8", max_episodes),
+            ("episode_lengths", "i8", max_episodes),
+        ]
+    )
 
 
 def wait_until(done: Callable[[], object], spin: bool = False) -> None:
-    """Call ``done`` until it is true, with exponentially longer sleeps in between (none with ``spin``)."""
+    """Call ``done`` until it is true, with exponentially longer sleeps in between (none with
+    ``spin``).
+    """
     pause = SLEEP_FIRST_S
     while not done():
         if not spin:
@@ -85,36 +103,48 @@ def sleeping_barrier(comm: MPI.Comm) -> None:
 class Slot:
     """Views of a worker's memory, or of the server's end of it."""
 
-    def __init__(self, num_params: int, max_episodes: int, memory: np.ndarray | None = None) -> None:
+    def __init__(
+        self, num_params: int, max_episodes: int, memory: np.ndarray | None = None
+    ) -> None:
         header = header_dtype(max_episodes)
         sizes = [REPLY.itemsize, 4 * num_params, header.itemsize, 4 * num_params]
         starts = np.cumsum([0] + [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes])
         self.num_bytes = int(starts[-1])
         if memory is None:
             memory = np.zeros(self.num_bytes, np.uint8)
-        parts = [memory[start:start + size] for start, size in zip(starts, sizes)]
-        self.reply, self.header = parts[0].view(REPLY)[0:1], parts[2].view(header)[0:1]
-        self.params, self.grads = parts[1].view(np.float32), parts[3].view(np.float32)
-        self.reply_bytes, self.header_bytes = parts[0], parts[2]
-        self.down_bytes = memory[starts[0]:starts[1] + sizes[1]]  # reply and params, as one message
-        self.up_bytes = memory[starts[2]:starts[3] + sizes[3]]  # header and grads, as one message
+        ends = starts[:-1] + sizes
+        reply, params, head, grads = (memory[a:b] for a, b in zip(starts, ends))
+        self.reply, self.params = reply.view(REPLY), params.view(np.float32)
+        self.header, self.grads = head.view(header), grads.view(np.float32)
+        self._small = reply, head
+        self._whole = memory[starts[0] : ends[1]], memory[starts[2] : ends[3]]
+
+    def views(self) -> tuple[np.void, np.ndarray, np.void, np.ndarray]:
+        """Return reply, params, header and grads; the records as scalars that write through."""
+        return self.reply[0], self.params, self.header[0], self.grads
+
+    def messages(self, near: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the bytes that travel down and up: with shared memory the records alone."""
+        return self._small if near else self._whole
 
 
 class _Link:
-    """What both ends share: the window, if any rank uses one, and how to leave without leftovers."""
+    """What both ends share: the window, where one is used, and how to leave without leftovers."""
 
-    def __init__(self, comm: MPI.Comm, slot_bytes: int, by_message: bool) -> None:
+    def __init__(self, comm: MPI.Intracomm, slot_bytes: int, by_message: bool) -> None:
         self._comm = comm
-        self._node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
+        self._node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank))
         self._near = not by_message and self._node.allreduce(comm.rank, MPI.MIN) == SERVER
         self._window: MPI.Win | None = None
         if self._near:
-            self._window = MPI.Win.Allocate_shared(0 if comm.rank == SERVER else slot_bytes, 1, comm=self._node)
+            self._window = MPI.Win.Allocate_shared(
+                0 if comm.rank == SERVER else slot_bytes, 1, comm=self._node
+            )
             self._window.Lock_all(MPI.MODE_NOCHECK)
 
     def _memory(self, node_rank: int) -> np.ndarray:
         assert self._window is not None
-        buffer, _ = self._window.Shared_query(node_rank)
+        buffer: Any = self._window.Shared_query(node_rank)[0]
         return np.frombuffer(buffer, np.uint8)
 
     def _sync(self) -> None:
@@ -132,17 +162,25 @@ class _Link:
 
 
 class WorkerLink(_Link):
-    """A worker's end: fill ``header`` and ``grads``, call ``exchange``, find ``reply`` and ``params``."""
+    """A worker's end: fill header and grads, ``exchange``, find reply and params."""
 
-    def __init__(self, comm: MPI.Comm, num_params: int, max_episodes: int, by_message: bool = False,
-                 spin: bool = False) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        num_params: int,
+        max_episodes: int,
+        by_message: bool = False,
+        spin: bool = False,
+    ) -> None:
         super().__init__(comm, Slot(num_params, max_episodes).num_bytes, by_message)
         slot = Slot(num_params, max_episodes, self._memory(self._node.rank) if self._near else None)
-        self.header, self.grads, self.params, self.reply = slot.header[0], slot.grads, slot.params, slot.reply[0]
+        self.reply, self.params, self.header, self.grads = slot.views()
         self._spin = spin
-        down, up = (slot.reply_bytes, slot.header_bytes) if self._near else (slot.down_bytes, slot.up_bytes)
-        self._requests = [comm.Send_init([up, MPI.BYTE], SERVER, Tag.PUSH),
-                          comm.Recv_init([down, MPI.BYTE], SERVER, Tag.REPLY)]
+        down, up = slot.messages(self._near)
+        self._requests = [
+            comm.Send_init([up, MPI.BYTE], SERVER, Tag.PUSH),
+            comm.Recv_init([down, MPI.BYTE], SERVER, Tag.REPLY),
+        ]
         comm.gather((self._near, node_name()), root=SERVER)
 
     def exchange(self) -> np.void:
@@ -154,7 +192,7 @@ class WorkerLink(_Link):
         return self.reply
 
     def fail(self) -> None:
-        """Tell the server that this worker has failed; it ends all ranks. Returns if it does not."""
+        """Tell the server that this worker has failed, for it to end all ranks; return if not."""
         self.header["kind"] = Kind.FAILED
         deadline = time.monotonic() + FAILURE_WAIT_S
         wait_until(lambda: MPI.Request.Testall(self._requests) or time.monotonic() > deadline)
@@ -167,26 +205,27 @@ class WorkerLink(_Link):
 
 
 class ServerLink(_Link):
-    """The server's end: ``poll`` for workers whose push is here, read their header and grads, ``reply``."""
+    """The server's end: ``poll`` for pushes, read their header and grads, ``reply``."""
 
-    def __init__(self, comm: MPI.Comm, num_params: int, max_episodes: int, by_message: bool = False) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, num_params: int, max_episodes: int, by_message: bool = False
+    ) -> None:
         super().__init__(comm, 0, by_message)
         self.num_workers = comm.size - 1
-        self._slots = [Slot(num_params, max_episodes) for _ in range(self.num_workers)]
-        places = (comm.gather((self._near, node_name()), root=SERVER) or [])[1:]
-        self.transports = ["window" if near else "message" for near, _ in places]
-        self.node_names = [name for _, name in places]
-        self._receives, self._sends = [], []
-        node_rank = 0
-        for worker, slot in enumerate(self._slots):
-            down, up = slot.down_bytes, slot.up_bytes
-            if places[worker][0]:  # the vectors lie in the worker's own slot, the records in the server's
-                node_rank += 1
-                shared = Slot(num_params, max_episodes, self._memory(node_rank))
+        gathered = comm.gather((self._near, node_name()), root=SERVER) or []
+        # Each worker's node and transport, as the run file has them.
+        self.places = [(node, "window" if near else "message") for near, node in gathered[1:]]
+        self._slots, self._receives, self._sends = [], [], []
+        node_ranks = itertools.count(1)  # of the workers in the window, which keep their order
+        for rank, (near, _) in enumerate(gathered[1:], start=1):
+            slot = Slot(num_params, max_episodes)
+            if near:  # the vectors are the worker's own; header and reply, being sent, are not
+                shared = Slot(num_params, max_episodes, self._memory(next(node_ranks)))
                 slot.params, slot.grads = shared.params, shared.grads
-                down, up = slot.reply_bytes, slot.header_bytes
-            self._receives.append(comm.Recv_init([up, MPI.BYTE], worker + 1, Tag.PUSH))
-            self._sends.append(comm.Send_init([down, MPI.BYTE], worker + 1, Tag.REPLY))
+            down, up = slot.messages(near)
+            self._slots.append(slot)
+            self._receives.append(comm.Recv_init([up, MPI.BYTE], rank, Tag.PUSH))
+            self._sends.append(comm.Send_init([down, MPI.BYTE], rank, Tag.REPLY))
         MPI.Prequest.Startall(self._receives)
 
     def poll(self) -> list[int]:
@@ -204,13 +243,19 @@ class ServerLink(_Link):
         """Return the gradient that ``worker`` pushed, (P,) float32."""
         return self._slots[worker].grads
 
-    def reply(self, worker: int, params: np.ndarray, version: int, command: Command,
-              rng_state: np.ndarray | None = None) -> None:
-        """Copy ``params`` into the worker's slot and answer its push; with STOP, the last answer."""
-        slot = self._slots[worker]
-        wait_until(self._sends[worker].Test)  # the last reply: long received, since the worker has pushed again
+    def reply(
+        self,
+        worker: int,
+        params: np.ndarray,
+        version: int,
+        command: Command,
+        rng_state: np.ndarray | None = None,
+    ) -> None:
+        """Copy ``params`` to the worker and answer its push; STOP is a worker's last answer."""
+        slot, resumed = self._slots[worker], rng_state is not None
+        wait_until(self._sends[worker].Test)  # long done: the worker has pushed again since
         np.copyto(slot.params, params)
-        slot.reply[0] = (version, command, rng_state is not None, 0 if rng_state is None else rng_state)
+        slot.reply[0] = (version, command, resumed, rng_state if resumed else 0)
         if command != Command.STOP:
             self._receives[worker].Start()
         self._sync()

@@ -1,11 +1,13 @@
 """Update rules: how the server applies one gradient to the flat parameter vector.
 
-Every rule is called as ``rule(grads, learning_rate, worker)``, changes its parameters in place and keeps its statistics
-in ``statistics``, a dict of arrays that the run file saves and restores. Nothing of size P is allocated in a call.
+Every rule is called as ``rule(grads, learning_rate, worker)``, changes its parameters in place and
+keeps its statistics in ``statistics``, a dict of arrays that the run file saves and restores.
+Nothing of size P is allocated in a call.
 """
 
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +27,8 @@ class UpdateRule(Protocol):
 class SharedRMSProp:
     """g <- decay g + (1 - decay) d^2; params <- params - learning_rate d / sqrt(g + epsilon).
 
-    Mnih et al. 2016, equations S2 and S3: one g for all workers, and epsilon **inside** the root, where torch has it
-    outside.
+    Mnih et al. 2016, equations S2 and S3: one g for all workers, and epsilon **inside** the root,
+    where torch has it outside.
     """
 
     def __init__(self, params: np.ndarray, decay: float, epsilon: float) -> None:
@@ -47,8 +49,11 @@ class SharedAdam:
     """Adam (Kingma & Ba 2015, algorithm 1) with one set of moments for all workers."""
 
     def __init__(self, params: np.ndarray, epsilon: float) -> None:
-        self.statistics = {"first_moment": np.zeros_like(params), "second_moment": np.zeros_like(params),
-                           "num_updates": np.zeros(1)}
+        self.statistics = {
+            "first_moment": np.zeros_like(params),
+            "second_moment": np.zeros_like(params),
+            "num_updates": np.zeros(1),
+        }
         self._params = torch.from_numpy(params)
         self._m = torch.from_numpy(self.statistics["first_moment"])
         self._v = torch.from_numpy(self.statistics["second_moment"])
@@ -67,14 +72,19 @@ class SharedAdam:
 
 
 class MomentumSGD:
-    """velocity_w <- momentum velocity_w + d + weight_decay params; params <- params - learning_rate velocity_w.
+    """velocity_w <- momentum velocity_w + d + weight_decay params; params <- params - learning_rate
+    velocity_w.
 
-    torch.optim.SGD's rule, with one velocity per worker w as in the Genkidama code, whose optimizers are private to each
-    process while the parameters are shared.
+    torch.optim.SGD's rule, with one velocity per worker w as in the Genkidama code, whose
+    optimizers are private to each process while the parameters are shared.
     """
 
-    def __init__(self, params: np.ndarray, momentum: float, weight_decay: float, num_workers: int) -> None:
-        self.statistics = {"velocity": np.zeros((num_workers, params.size), np.float32)} if momentum else {}
+    def __init__(
+        self, params: np.ndarray, momentum: float, weight_decay: float, num_workers: int
+    ) -> None:
+        self.statistics = (
+            {"velocity": np.zeros((num_workers, params.size), np.float32)} if momentum else {}
+        )
         self._velocities = torch.from_numpy(self.statistics["velocity"]) if momentum else None
         self._params = torch.from_numpy(params)
         self._momentum, self._weight_decay = momentum, weight_decay
@@ -88,22 +98,28 @@ class MomentumSGD:
         self._params.add_(d, alpha=-learning_rate)
 
 
-def make_update_rule(name: str, params: np.ndarray, num_workers: int, *, rmsprop_decay: float, epsilon: float,
-                     momentum: float, weight_decay: float) -> UpdateRule:
-    """Return the rule called ``name`` for ``params``, (P,) float32, which it changes in place."""
-    if name == "rmsprop":
-        return SharedRMSProp(params, rmsprop_decay, epsilon)
-    if name == "adam":
-        return SharedAdam(params, epsilon)
-    return MomentumSGD(params, momentum, weight_decay, num_workers)
+def make_update_rule(
+    settings: Mapping[str, Any], params: np.ndarray, num_workers: int
+) -> UpdateRule:
+    """Return the rule that a run's ``settings`` ask for; it changes ``params``, (P,), in place."""
+    if settings["update_rule"] == "rmsprop":
+        return SharedRMSProp(params, settings["rmsprop_decay"], settings["epsilon"])
+    if settings["update_rule"] == "adam":
+        return SharedAdam(params, settings["epsilon"])
+    return MomentumSGD(params, settings["momentum"], settings["weight_decay"], num_workers)
 
 
 def clip_by_norm(grads: np.ndarray, grad_norm: float, max_grad_norm: float) -> None:
-    """Scale ``grads`` in place so that their norm, now ``grad_norm``, is at most ``max_grad_norm`` (0: leave them)."""
+    """Scale ``grads`` down in place from ``grad_norm`` to ``max_grad_norm`` (0: never)."""
     if 0 < max_grad_norm < grad_norm:
         grads *= np.float32(max_grad_norm / grad_norm)
 
 
 def learning_rate_at(step: int, learning_rate: float, schedule: str, total_steps: int) -> float:
-    """Return the learning rate at ``step``: constant, or annealed linearly to 0 at total_steps (Mnih et al. 2016)."""
-    return learning_rate if schedule == "constant" else learning_rate * max(0.0, 1 - step / total_steps)
+    """Return the rate at ``step``: constant, or annealed linearly to 0 at total_steps.
+
+    The annealing is that of Mnih et al. 2016.
+    """
+    if schedule == "constant":
+        return learning_rate
+    return learning_rate * max(0.0, 1 - step / total_steps)

@@ -1,7 +1,7 @@
 """Run the command line with a fault planted: python faults.py FAULT ARGUMENTS..., under mpirun.
 
-FAULT is environment (rank 2's environment raises at its 100th step), import (rank 1 raises before it joins) or disk
-(rank 0's second write finds no space).
+FAULT is environment (rank 2's environment raises at its 100th step), import (rank 1 raises before
+it joins) or disk (rank 0's second write finds no space).
 """
 
 import errno
@@ -14,6 +14,7 @@ from mpi_rl import envs, recorder
 
 def environment_raises_on_rank_2():
     from mpi4py import MPI
+
     step, count = envs.VectorTask.step, 0
 
     def faulty(self, actions):
@@ -22,17 +23,20 @@ def environment_raises_on_rank_2():
         if MPI.COMM_WORLD.rank == 2 and count == 100:
             raise RuntimeError("the lander's engine fell off")
         return step(self, actions)
+
     envs.VectorTask.step = faulty
 
 
 def worker_1_raises_before_it_joins():
     from mpi4py import MPI
+
     make = envs.VectorTask.__init__
 
     def faulty(self, *arguments):
         if MPI.COMM_WORLD.rank == 1:
             raise RuntimeError("no such rocket")
         make(self, *arguments)
+
     envs.VectorTask.__init__ = faulty
 
 
@@ -45,11 +49,15 @@ def disk_is_full_at_the_second_write():
         if count > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write(path, run)
+
     recorder.write_run = faulty
 
 
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
-    {"environment": environment_raises_on_rank_2, "import": worker_1_raises_before_it_joins,
-     "disk": disk_is_full_at_the_second_write}[fault]()
+    {
+        "environment": environment_raises_on_rank_2,
+        "import": worker_1_raises_before_it_joins,
+        "disk": disk_is_full_at_the_second_write,
+    }[fault]()
     command_line.main()

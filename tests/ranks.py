@@ -23,19 +23,36 @@ class Result:
 
 
 def environment() -> dict[str, str]:
-    """The environment without what an outer MPI or Slurm job has put there, and with what Open MPI needs as root."""
+    """The environment without what an outer MPI or Slurm job has put there, and with what Open MPI
+    needs as root.
+    """
     outside = ("OMPI_COMM", "PMI", "PMIX", "PRTE_L", "SLURM", "HYDRA", "MPIEXEC", "PYTEST")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(outside)}
-    return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
-            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", **inherited, "OMP_NUM_THREADS": "1",
-            "COLUMNS": "100"}
+    return {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        **inherited,
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "100",
+    }
 
 
-def start(num_ranks: int, *arguments: object, cwd: Path, program: tuple[object, ...] = ("-m", "mpi_rl")) -> subprocess.Popen:
+def start(
+    num_ranks: int, *arguments: object, cwd: Path, program: tuple[object, ...] = ("-m", "mpi_rl")
+) -> subprocess.Popen:
     """Start ``python -m mpi_rl ARGUMENTS`` on ``num_ranks`` ranks in a session of its own."""
     command = [MPIRUN, "-n", num_ranks, sys.executable, *program, *arguments]
-    return subprocess.Popen([str(word) for word in command], cwd=cwd, env=environment(), start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen, timeout_s: float = TIMEOUT_S) -> Result:
@@ -53,16 +70,27 @@ def finish(process: subprocess.Popen, timeout_s: float = TIMEOUT_S) -> Result:
     return Result(process.returncode, stdout, stderr)
 
 
-def mpirun(num_ranks: int, *arguments: object, cwd: Path, timeout_s: float = TIMEOUT_S,
-           program: tuple[object, ...] = ("-m", "mpi_rl")) -> Result:
+def mpirun(
+    num_ranks: int,
+    *arguments: object,
+    cwd: Path,
+    timeout_s: float = TIMEOUT_S,
+    program: tuple[object, ...] = ("-m", "mpi_rl"),
+) -> Result:
     """Run to the end."""
     return finish(start(num_ranks, *arguments, cwd=cwd, program=program), timeout_s)
 
 
 def mpi_rl(*arguments: object, cwd: Path, module: str = "mpi_rl") -> Result:
     """Run a subcommand without MPI."""
-    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=cwd, env=environment(),
-                          capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
     return Result(done.returncode, done.stdout, done.stderr)
 
 

@@ -20,12 +20,25 @@ def rollout(steps=4, envs=3, seed=0):
     terminated, truncated = np.zeros((2, steps, envs), bool)
     terminated[1, 0], truncated[2, 1] = True, True
     final = [(2, 1, rng.normal(size=3).astype(np.float32))]
-    return Rollout(rng.normal(size=(steps + 1, envs, 3)).astype(np.float32), rng.integers(4, size=(steps, envs)),
-                   rng.normal(size=(steps, envs)).astype(np.float32), terminated, truncated, final, [], [], 0.0, 0.0)
+    return Rollout(
+        rng.normal(size=(steps + 1, envs, 3)).astype(np.float32),
+        rng.integers(4, size=(steps, envs)),
+        rng.normal(size=(steps, envs)).astype(np.float32),
+        terminated,
+        truncated,
+        final,
+        [],
+        [],
+        0.0,
+        0.0,
+    )
 
 
 def paper_loss(params, data, advantages_at):
-    """Algorithm S3 in slow loops and double precision; advantages' values are taken at ``advantages_at``, as constants."""
+    """Algorithm S3 in slow loops and double precision; advantages' values are taken at
+    ``advantages_at``, as constants.
+    """
+
     def forward(vector, observation):
         sizes = [18, 6, 24, 4, 6, 1]
         w1, b1, w2, b2, w3, b3 = np.split(np.asarray(vector, np.float64), np.cumsum(sizes)[:-1])
@@ -63,8 +76,14 @@ def test_loss_equals_the_papers_in_slow_loops():
     data = rollout()
     params, _, loss, losses = gradient(data)
     assert loss == pytest.approx(paper_loss(params, data, params), rel=1e-5)
-    parts = losses.policy_loss + CONFIG.value_coef * losses.value_loss - CONFIG.entropy_coef * losses.entropy
-    assert loss == pytest.approx(parts * 4, rel=1e-5)  # parts are means per step; the loss sums over 4 steps
+    parts = (
+        losses.policy_loss
+        + CONFIG.value_coef * losses.value_loss
+        - CONFIG.entropy_coef * losses.entropy
+    )
+    assert loss == pytest.approx(
+        parts * 4, rel=1e-5
+    )  # parts are means per step; the loss sums over 4 steps
 
 
 def test_gradient_equals_finite_differences_of_the_papers_loss():
@@ -75,7 +94,9 @@ def test_gradient_equals_finite_differences_of_the_papers_loss():
     for i in range(params.size):
         shift = np.zeros(params.size)
         shift[i] = step
-        expected[i] = (paper_loss(centre + shift, data, centre) - paper_loss(centre - shift, data, centre)) / (2 * step)
+        expected[i] = (
+            paper_loss(centre + shift, data, centre) - paper_loss(centre - shift, data, centre)
+        ) / (2 * step)
     np.testing.assert_allclose(grads, expected, rtol=2e-4, atol=2e-5)
 
 
@@ -126,14 +147,20 @@ def test_rollouts_follow_one_another_without_a_gap():
 
 def test_truncation_hands_over_the_final_observation():
     player = agent(n_steps=500, envs_per_worker=1)
-    lean = np.array([0, 0.05, 1, 0.5])  # this much of position, speed, angle and its rate says where to push: balances
-    player._policy = lambda observations: np.array([[0, 1e9]] if observations[0] @ lean > 0 else [[1e9, 0]])
+    lean = np.array(
+        [0, 0.05, 1, 0.5]
+    )  # this much of position, speed, angle and its rate says where to push: balances
+    player._policy = lambda observations: np.array(
+        [[0, 1e9]] if observations[0] @ lean > 0 else [[1e9, 0]]
+    )
     for _ in range(50):
         played = player.collect()
         if played.truncated.any():
-            (t, e, observation), = played.final_observations
+            ((t, e, observation),) = played.final_observations
             assert (t, e) == (len(played.actions) - 1, 0)
-            assert not np.array_equal(observation, played.observations[-1][0])  # which starts the next episode
+            assert not np.array_equal(
+                observation, played.observations[-1][0]
+            )  # which starts the next episode
             return
         assert not played.final_observations
     raise AssertionError("the hand-made policy never lasted 500 steps")
@@ -143,8 +170,9 @@ def test_rewards_are_scaled_and_clipped_in_learning_but_recorded_raw():
     played = agent(reward_scale=0.25).collect()
     assert (played.rewards == 0.25).all()
     played = agent(reward_scale=3.0, clip_rewards=True).collect()
-    assert (played.rewards == 1.0).all() and all(value == length for value, length in
-                                                 zip(played.episode_returns, played.episode_lengths))
+    assert (played.rewards == 1.0).all() and all(
+        value == length for value, length in zip(played.episode_returns, played.episode_lengths)
+    )
 
 
 def test_a_gradient_that_is_not_finite_raises():

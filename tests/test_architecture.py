@@ -8,19 +8,34 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mpi_rl"
 ROWS = {
     "__main__": 5,
-    "server": 4, "a3c": 4,
+    "server": 4,
+    "a3c": 4,
     "agent": 3,
-    "recorder": 2, "inspect": 2, "record": 2,
-    "config": 1, "envs": 1, "networks": 1, "returns": 1, "updates": 1, "transport": 1, "runfile": 1, "progress": 1,
+    "commands": 3,
+    "recorder": 2,
+    "inspect": 2,
+    "record": 2,
+    "config": 1,
+    "envs": 1,
+    "networks": 1,
+    "returns": 1,
+    "updates": 1,
+    "transport": 1,
+    "runfile": 1,
+    "progress": 1,
     "__init__": 0,
 }
 HOMES = {
     "mpi4py": {"transport", "__main__"},
     "h5py": {"runfile"},
-    "torch": {"networks", "agent", "updates", "__main__"},  # __main__ sets its number of threads
-    "gymnasium": {"envs"}, "ale_py": {"envs"},
-    "rich": {"progress"}, "click": {"__main__"}, "PIL": {"record"},
-    "matplotlib": set(), "scipy": set(),
+    "torch": {"networks", "agent", "updates"},
+    "gymnasium": {"envs"},
+    "ale_py": {"envs"},
+    "rich": {"progress"},
+    "click": {"commands"},
+    "PIL": {"record"},
+    "matplotlib": set(),
+    "scipy": set(),
 }
 
 
@@ -30,7 +45,11 @@ def imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
-            yield from ([f"mpi_rl.{alias.name}" for alias in node.names] if node.module == "mpi_rl" else [node.module])
+            yield from (
+                [f"mpi_rl.{alias.name}" for alias in node.names]
+                if node.module == "mpi_rl"
+                else [node.module]
+            )
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)

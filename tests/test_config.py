@@ -28,56 +28,72 @@ def test_every_run_of_every_job_is_valid(path):
 
 
 def test_sweep_is_the_product_in_file_order(tmp_path):
-    job = load_job(write(tmp_path, "gamma = 0.9\n[sweep]\nlearning_rate = [1e-3, 1e-4]\nseed = [1, 2, 3]\n"))
+    job = load_job(
+        write(tmp_path, "gamma = 0.9\n[sweep]\nlearning_rate = [1e-3, 1e-4]\nseed = [1, 2, 3]\n")
+    )
     assert [(run["learning_rate"], run["seed"]) for run in job.sweep] == [
-        (1e-3, 1), (1e-3, 2), (1e-3, 3), (1e-4, 1), (1e-4, 2), (1e-4, 3)]
+        (1e-3, 1),
+        (1e-3, 2),
+        (1e-3, 3),
+        (1e-4, 1),
+        (1e-4, 2),
+        (1e-4, 3),
+    ]
     assert job.config(4, {}) == Config(gamma=0.9, learning_rate=1e-4, seed=2)
     assert job.config(4, {"seed": 7}).seed == 7  # the command line wins
 
 
-@pytest.mark.parametrize("text, message", [
-    ("learning_rat = 1", "unknown key 'learning_rat'; nearest valid: learning_rate"),
-    ("zzzzzz = 1", "unknown key 'zzzzzz'; valid: env, "),
-    ("n_steps = 'five'", "n_steps = 'five': must be a whole number"),
-    ("n_steps = 5.0", "n_steps = 5.0: must be a whole number"),
-    ("n_steps = true", "n_steps = True: must be a whole number"),
-    ("gamma = 'high'", "gamma = 'high': must be a number"),
-    ("gamma = nan", "gamma = nan: must be a number"),
-    ("clip_rewards = 1", "clip_rewards = 1: must be true or false"),
-    ("env = 3", "env = 3: must be a text"),
-    ("hidden_sizes = 128", "hidden_sizes = 128: must be a list of whole numbers"),
-    ("hidden_sizes = []", r"hidden_sizes = \[\]: must be a list of whole numbers"),
-    ("hidden_sizes = [128, 0]", "hidden_sizes = 0: must be at least 1"),
-    ("n_steps = 0", "n_steps = 0: must be at least 1"),
-    ("total_steps = -5", "total_steps = -5: must be at least 1"),
-    ("envs_per_worker = 65", "envs_per_worker = 65: must be at most 64"),
-    ("learning_rate = 0", "learning_rate = 0.0: must be above 0"),
-    ("gamma = 1.5", "gamma = 1.5: must be at most 1"),
-    ("update_rule = 'adamw'", "update_rule = 'adamw': must be one of rmsprop, adam, sgd"),
-    ("total_steps = 100", "total_steps = 100 is less than one rollout: .* = 120"),
-    ("network = 'atari_2013'", "network = 'atari_2013' needs images"),
-    ("env = 'pong'", "network = 'mlp' takes vectors"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("learning_rat = 1", "unknown key 'learning_rat'; nearest valid: learning_rate"),
+        ("zzzzzz = 1", "unknown key 'zzzzzz'; valid: env, "),
+        ("n_steps = 'five'", "n_steps = 'five': must be a whole number"),
+        ("n_steps = 5.0", "n_steps = 5.0: must be a whole number"),
+        ("n_steps = true", "n_steps = True: must be a whole number"),
+        ("gamma = 'high'", "gamma = 'high': must be a number"),
+        ("gamma = nan", "gamma = nan: must be a number"),
+        ("clip_rewards = 1", "clip_rewards = 1: must be true or false"),
+        ("env = 3", "env = 3: must be a text"),
+        ("hidden_sizes = 128", "hidden_sizes = 128: must be a list of whole numbers"),
+        ("hidden_sizes = []", r"hidden_sizes = \[\]: must be a list of whole numbers"),
+        ("hidden_sizes = [128, 0]", "hidden_sizes = 0: must be at least 1"),
+        ("n_steps = 0", "n_steps = 0: must be at least 1"),
+        ("total_steps = -5", "total_steps = -5: must be at least 1"),
+        ("envs_per_worker = 65", "envs_per_worker = 65: must be at most 64"),
+        ("learning_rate = 0", "learning_rate = 0.0: must be above 0"),
+        ("gamma = 1.5", "gamma = 1.5: must be at most 1"),
+        ("update_rule = 'adamw'", "update_rule = 'adamw': must be one of rmsprop, adam, sgd"),
+        ("total_steps = 100", "total_steps = 100 is less than one rollout: .* = 120"),
+        ("network = 'atari_2013'", "network = 'atari_2013' needs images"),
+        ("env = 'pong'", "network = 'mlp' takes vectors"),
+    ],
+)
 def test_bad_settings_are_named_with_what_would_be_right(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         load_job(write(tmp_path, text)).config(0, {})
 
 
-@pytest.mark.parametrize("text, message", [
-    ("sweep = 3", "must be a table"),
-    ("[sweep]\nsede = [1]", "unknown key 'sede'; nearest valid: seed"),
-    ("[sweep]\nseed = 1", "seed = 1: must be a list"),
-    ("[sweep]\nseed = []", r"seed = \[\]: must be a list"),
-    ("seed = 1\n[sweep]\nseed = [1, 2]", "both a setting and a .sweep. axis"),
-    ("seed = ", "mine.toml"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("sweep = 3", "must be a table"),
+        ("[sweep]\nsede = [1]", "unknown key 'sede'; nearest valid: seed"),
+        ("[sweep]\nseed = 1", "seed = 1: must be a list"),
+        ("[sweep]\nseed = []", r"seed = \[\]: must be a list"),
+        ("seed = 1\n[sweep]\nseed = [1, 2]", "both a setting and a .sweep. axis"),
+        ("seed = ", "mine.toml"),
+    ],
+)
 def test_bad_job_files_are_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         load_job(write(tmp_path, text))
 
 
 def test_missing_job_file_says_where_jobs_are():
-    with pytest.raises(ValueError, match="'jobs/nothing.toml': no such file; job files are in jobs/"):
+    with pytest.raises(
+        ValueError, match="'jobs/nothing.toml': no such file; job files are in jobs/"
+    ):
         load_job("jobs/nothing.toml")
 
 

@@ -20,8 +20,15 @@ def play(this, num_envs, steps, seed=0):
     envs.close()
 
 
-@pytest.mark.parametrize("env, shape, num_actions", [("CartPole-v1", (4,), 2), ("LunarLander-v3", (8,), 4),
-                                                     ("space_invaders", (4, 84, 84), 6), ("pong", (4, 84, 84), 6)])
+@pytest.mark.parametrize(
+    "env, shape, num_actions",
+    [
+        ("CartPole-v1", (4,), 2),
+        ("LunarLander-v3", (8,), 4),
+        ("space_invaders", (4, 84, 84), 6),
+        ("pong", (4, 84, 84), 6),
+    ],
+)
 def test_spec_describes_the_task(env, shape, num_actions):
     this = spec(env=env)
     assert (this.observation_shape, this.num_actions) == (shape, num_actions)
@@ -30,8 +37,15 @@ def test_spec_describes_the_task(env, shape, num_actions):
 
 
 def test_spec_hash_changes_with_every_setting():
-    changes = [{}, dict(sticky_action_prob=0.25), dict(noop_max=1), dict(fire_reset=True), dict(env="breakout"),
-               dict(life_loss_terminates=True), dict(max_episode_frames=400)]
+    changes = [
+        {},
+        dict(sticky_action_prob=0.25),
+        dict(noop_max=1),
+        dict(fire_reset=True),
+        dict(env="breakout"),
+        dict(life_loss_terminates=True),
+        dict(max_episode_frames=400),
+    ]
     hashes = {spec(**{"env": "space_invaders", **change}).hash() for change in changes}
     assert len(hashes) == len(changes)
 
@@ -46,7 +60,11 @@ def test_unknown_task_names_the_nearest():
 @pytest.mark.parametrize("env", ["CartPole-v1", "space_invaders"])
 def test_same_seeds_same_episodes(env):
     def tape(seed):
-        return [(result.observations.sum(), result.rewards.sum()) for _, result in play(spec(env=env), 2, 150, seed)]
+        return [
+            (result.observations.sum(), result.rewards.sum())
+            for _, result in play(spec(env=env), 2, 150, seed)
+        ]
+
     assert tape(1) == tape(1) != tape(2)
 
 
@@ -66,7 +84,9 @@ def test_ended_episodes_restart_within_the_step():
 def test_ale_scores_are_raw_and_frames_are_capped():
     ends = rewards = 0
     best = 0
-    for t, (_, result) in enumerate(play(spec(env="space_invaders", max_episode_frames=1200, noop_max=0), 2, 600)):
+    for t, (_, result) in enumerate(
+        play(spec(env="space_invaders", max_episode_frames=1200, noop_max=0), 2, 600)
+    ):
         rewards += result.rewards.sum()
         best = max(best, result.rewards.max())
         if result.final_observations is not None:
@@ -97,6 +117,7 @@ def test_sticky_actions_change_the_game():
     def score(prob):
         tape = play(spec(env="space_invaders", sticky_action_prob=prob, noop_max=0), 1, 400, seed=3)
         return [result.rewards.sum() for _, result in tape]
+
     assert score(0.0) == score(0.0) != score(0.9)
 
 
@@ -111,4 +132,6 @@ def test_pictures_are_in_colour_and_follow_the_game():
     assert not np.array_equal(first, last) and (last[..., 0] != last[..., 2]).any()
     grey = last.mean(axis=2)[::5, ::4][:42, :40]
     small = observations[0, -1][::2, ::2][:42, :40]
-    assert np.corrcoef(grey.ravel(), small.ravel())[0, 1] > 0.5  # the same moment, seen by both emulators
+    assert (
+        np.corrcoef(grey.ravel(), small.ravel())[0, 1] > 0.5
+    )  # the same moment, seen by both emulators

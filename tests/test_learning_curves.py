@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.learning_curves import interval_of_mean, on_grid, plot, pool, random_play, running_average
+from analysis.learning_curves import (
+    interval_of_mean,
+    on_grid,
+    plot,
+    pool,
+    random_play,
+    running_average,
+)
 from mpi_rl.runfile import read_run
 from tests.ranks import mpi_rl
 from tests.records import header, recorder
@@ -13,7 +20,12 @@ def make_run(path, seed=1, slope=1.0, **settings):
     record.attributes["seed"] = seed
     rng = np.random.default_rng(seed)
     for number in range(40):
-        record.push(number % 2, header(version=number, returns=[slope * number + rng.normal()], lengths=[50]), 0.1, 2)
+        record.push(
+            number % 2,
+            header(version=number, returns=[slope * number + rng.normal()], lengths=[50]),
+            0.1,
+            2,
+        )
     record.write("checkpointed")
     return read_run(path)
 
@@ -23,10 +35,16 @@ def test_running_average_has_the_reproductions_decay():
 
 
 def test_runs_are_pooled_over_seeds_and_named_by_what_differs(tmp_path):
-    runs = [make_run(tmp_path / f"{seed}{rate}.h5", seed, learning_rate=rate) for rate in (0.1, 0.2) for seed in (1, 2)]
+    runs = [
+        make_run(tmp_path / f"{seed}{rate}.h5", seed, learning_rate=rate)
+        for rate in (0.1, 0.2)
+        for seed in (1, 2)
+    ]
     groups = pool(runs)
     assert {name: [run.attributes["seed"] for run in group] for name, group in groups.items()} == {
-        "learning_rate 0.1": [1, 2], "learning_rate 0.2": [1, 2]}
+        "learning_rate 0.1": [1, 2],
+        "learning_rate 0.2": [1, 2],
+    }
     assert list(pool(runs[:2])) == ["2 workers"]
 
 
@@ -50,10 +68,14 @@ def test_the_command_writes_the_same_picture_each_time(tmp_path):
         make_run(tmp_path / f"{seed}.h5", seed, env="space_invaders", network="atari_2013")
     files = [tmp_path / f"{seed}.h5" for seed in (1, 2, 3)]
     result = mpi_rl(*files, module="analysis.learning_curves", cwd=tmp_path)
-    assert result.returncode == 0 and result.stdout.strip() == str(tmp_path / "learning_curves.png"), result.stderr
+    assert result.returncode == 0 and result.stdout.strip() == str(
+        tmp_path / "learning_curves.png"
+    ), result.stderr
     again = mpi_rl(*files, "--output", "x.png", module="analysis.learning_curves", cwd=tmp_path)
     assert again.returncode == 0
-    with Image.open(tmp_path / "x.png") as one, Image.open(tmp_path / "learning_curves.png") as other:
+    with Image.open(tmp_path / "x.png") as one, Image.open(
+        tmp_path / "learning_curves.png"
+    ) as other:
         assert one.width > 1000 and np.array_equal(np.asarray(one), np.asarray(other))
     single = mpi_rl(files[0], module="analysis.learning_curves", cwd=tmp_path)
     assert single.stdout.strip() == str(tmp_path / "1.png")

@@ -26,22 +26,29 @@ def listing(folder):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("num_ranks, arguments, message", [
-    (1, [], "1 rank only"),
-    (3, ["--n-stepz", 5], "No such option"),
-    (3, ["--n-steps", "five"], "'five' is not a valid integer"),
-    (3, ["--n-steps", 0], "n_steps = 0: must be at least 1"),
-    (3, ["--num-workers", -1], "num_workers = -1: must be at least 0"),
-    (3, ["--total-steps", 100], "total_steps = 100 is less than one rollout"),
-    (3, ["--index", 2], "index = 2: job smoke has 2 run(s), indices 0 to 1"),
-    (3, ["--env", "SpaceInvaders", "--network", "atari_2013"], "unknown; nearest: space_invaders"),
-    (3, ["--env", "LunarLander-v2"], "takes vectors"),
-    (3, ["--num-workers", 1], "3 ranks give 2 worker(s), but job smoke has num_workers = 1"),
-    (3, ["--num-workers", 7], "mpirun -n 8"),
-    (3, ["--hidden-sizes", "12,x"], "must be whole numbers with commas"),
-    (3, ["--output", "/proc/nowhere/run.h5"], "output folder '/proc/nowhere' cannot be made"),
-    (3, ["--transport", "pigeon"], "'pigeon' is not one of"),
-])
+@pytest.mark.parametrize(
+    "num_ranks, arguments, message",
+    [
+        (1, [], "1 rank only"),
+        (3, ["--n-stepz", 5], "No such option"),
+        (3, ["--n-steps", "five"], "'five' is not a valid integer"),
+        (3, ["--n-steps", 0], "n_steps = 0: must be at least 1"),
+        (3, ["--num-workers", -1], "num_workers = -1: must be at least 0"),
+        (3, ["--total-steps", 100], "total_steps = 100 is less than one rollout"),
+        (3, ["--index", 2], "index = 2: job smoke has 2 run(s), indices 0 to 1"),
+        (
+            3,
+            ["--env", "SpaceInvaders", "--network", "atari_2013"],
+            "unknown; nearest: space_invaders",
+        ),
+        (3, ["--env", "LunarLander-v2"], "takes vectors"),
+        (3, ["--num-workers", 1], "3 ranks give 2 worker(s), but job smoke has num_workers = 1"),
+        (3, ["--num-workers", 7], "mpirun -n 8"),
+        (3, ["--hidden-sizes", "12,x"], "must be whole numbers with commas"),
+        (3, ["--output", "/proc/nowhere/run.h5"], "output folder '/proc/nowhere' cannot be made"),
+        (3, ["--transport", "pigeon"], "'pigeon' is not one of"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_2(tmp_path, num_ranks, arguments, message):
     result = mpirun(num_ranks, "train", SMOKE, *arguments, cwd=tmp_path)
     lines = [line for line in result.stderr.splitlines() if line.startswith("mpi_rl:")]
@@ -53,8 +60,10 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, num_ranks, arguments, mess
 @pytest.mark.mpi
 def test_unusable_job_files_are_one_line(tmp_path):
     (tmp_path / "typo.toml").write_text("learning_rat = 1e-3\n")
-    for job, message in (("typo.toml", "unknown key 'learning_rat'; nearest valid: learning_rate"),
-                         ("missing.toml", "no such file")):
+    for job, message in (
+        ("typo.toml", "unknown key 'learning_rat'; nearest valid: learning_rate"),
+        ("missing.toml", "no such file"),
+    ):
         result = mpirun(2, "train", job, cwd=tmp_path)
         assert result.returncode == 2 and message in result.stderr
 
@@ -64,7 +73,9 @@ def test_unusable_job_files_are_one_line(tmp_path):
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     # Root may write anywhere but to a read-only kind of file system.
     result = mpirun(3, "train", SMOKE, "--output", "/proc/run.h5", cwd=tmp_path)
-    assert result.returncode == 2 and "mpi_rl: " in result.stderr and "Traceback" not in result.stderr
+    assert (
+        result.returncode == 2 and "mpi_rl: " in result.stderr and "Traceback" not in result.stderr
+    )
 
 
 @pytest.mark.mpi
@@ -80,7 +91,10 @@ def test_overwrite_trains_again(finished):
     started = read_run(finished).attributes["ended"]
     result = mpirun(3, "train", SMOKE, "--output", "run.h5", "--overwrite", cwd=finished.parent)
     assert result.returncode == 0
-    assert read_run(finished).attributes["ended"] > started and read_run(finished).attributes["restart_count"] == 0
+    assert (
+        read_run(finished).attributes["ended"] > started
+        and read_run(finished).attributes["restart_count"] == 0
+    )
 
 
 @pytest.mark.mpi
@@ -91,8 +105,11 @@ def test_files_that_cannot_be_resumed_are_refused_and_kept(tmp_path, finished):
     newer.attributes["schema_version"] = 99
     newer.write("checkpointed")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for name, message in (("text.h5", "not a readable run file"), ("truncated.h5", "perhaps truncated"),
-                          ("newer.h5", "schema version 99 is newer")):
+    for name, message in (
+        ("text.h5", "not a readable run file"),
+        ("truncated.h5", "perhaps truncated"),
+        ("newer.h5", "schema version 99 is newer"),
+    ):
         result = mpirun(3, "train", SMOKE, "--output", name, cwd=tmp_path)
         assert result.returncode == 2 and message in result.stderr, result.stderr
         assert len([line for line in result.stderr.splitlines() if line.startswith("mpi_rl:")]) == 1
@@ -111,7 +128,12 @@ def test_list_prints_the_sweep(tmp_path):
 def test_inspect_summarises_and_verifies(finished, tmp_path):
     summary = mpi_rl("inspect", finished, cwd=tmp_path)
     assert summary.returncode == 0
-    for part in ("complete, job smoke[0], seed 1", "CartPole-v1", "of 4,000 steps", "2 (2 by window)"):
+    for part in (
+        "complete, job smoke[0], seed 1",
+        "CartPole-v1",
+        "of 4,000 steps",
+        "2 (2 by window)",
+    ):
         assert part in summary.stdout
     assert mpi_rl("inspect", "--verify", finished, cwd=tmp_path).stdout == f"{finished}: verified\n"
     (tmp_path / "bad.h5").write_bytes(finished.read_bytes()[:-100])
@@ -121,7 +143,17 @@ def test_inspect_summarises_and_verifies(finished, tmp_path):
 
 
 def test_record_writes_an_animation(finished, tmp_path):
-    result = mpi_rl("record", finished, "--output", "play.gif", "--episodes", 2, "--max-steps", 100, cwd=tmp_path)
+    result = mpi_rl(
+        "record",
+        finished,
+        "--output",
+        "play.gif",
+        "--episodes",
+        2,
+        "--max-steps",
+        100,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0 and "2 episode(s)" in result.stdout, result.stderr
     with Image.open(tmp_path / "play.gif") as picture:
         assert picture.n_frames > 5 and picture.width == 300
@@ -130,14 +162,28 @@ def test_record_writes_an_animation(finished, tmp_path):
             picture.seek(number)
             frames.append(np.asarray(picture.convert("RGB")))
     assert not np.array_equal(*frames)
-    again = mpi_rl("record", finished, "--output", "again.gif", "--episodes", 2, "--max-steps", 100, cwd=tmp_path)
+    again = mpi_rl(
+        "record",
+        finished,
+        "--output",
+        "again.gif",
+        "--episodes",
+        2,
+        "--max-steps",
+        100,
+        cwd=tmp_path,
+    )
     assert again.stdout.partition(":")[2] == result.stdout.partition(":")[2]
     assert (tmp_path / "play.gif").read_bytes() == (tmp_path / "again.gif").read_bytes()
 
 
 def test_record_refuses_what_it_cannot_play(finished, tmp_path):
-    unknown = mpi_rl("record", finished, "--snapshot", 7, "--output", tmp_path / "x.gif", cwd=tmp_path)
-    assert unknown.returncode == 2 and "snapshot = '7'" in unknown.stderr and "last" in unknown.stderr
+    unknown = mpi_rl(
+        "record", finished, "--snapshot", 7, "--output", tmp_path / "x.gif", cwd=tmp_path
+    )
+    assert (
+        unknown.returncode == 2 and "snapshot = '7'" in unknown.stderr and "last" in unknown.stderr
+    )
     assert mpi_rl("record", "none.h5", cwd=tmp_path).returncode == 2
     assert not list(tmp_path.iterdir())
 

@@ -7,9 +7,24 @@ from mpi_rl.networks import ActorCritic, NetworkSpec, bind, initial_params, make
 torch.set_num_threads(1)
 
 
-def spec(network="mlp", hidden_sizes=(7, 5), activation="tanh", separate_trunks=True, initialization="orthogonal",
-         observation_shape=(3,), num_actions=4):
-    return NetworkSpec(network, hidden_sizes, activation, separate_trunks, initialization, observation_shape, num_actions)
+def spec(
+    network="mlp",
+    hidden_sizes=(7, 5),
+    activation="tanh",
+    separate_trunks=True,
+    initialization="orthogonal",
+    observation_shape=(3,),
+    num_actions=4,
+):
+    return NetworkSpec(
+        network,
+        hidden_sizes,
+        activation,
+        separate_trunks,
+        initialization,
+        observation_shape,
+        num_actions,
+    )
 
 
 def atari(network):
@@ -17,7 +32,9 @@ def atari(network):
 
 
 def test_sizes_are_those_of_the_papers():
-    assert num_params(atari("atari_2013")) == 677_943  # as other implementations count it for Space Invaders
+    assert (
+        num_params(atari("atari_2013")) == 677_943
+    )  # as other implementations count it for Space Invaders
     conv = 32 * (4 * 64 + 1) + 64 * (32 * 16 + 1) + 64 * (64 * 9 + 1)
     assert num_params(atari("atari_2015")) == conv + 512 * (64 * 49 + 1) + 513 * 7
     assert num_params(spec()) == 2 * (4 * 7 + 8 * 5) + 6 * 5
@@ -31,7 +48,9 @@ def test_parameters_and_gradients_are_views_of_the_flat_vectors():
     logits, values = network(torch.ones(2, 3))
     (logits.square().sum() + values.sum()).backward()
     assert np.count_nonzero(grads) > grads.size // 2
-    flat = np.concatenate([parameter.detach().numpy().ravel() for parameter in network.parameters()])
+    flat = np.concatenate(
+        [parameter.detach().numpy().ravel() for parameter in network.parameters()]
+    )
     np.testing.assert_array_equal(flat, params)
     params[:] = 0
     assert all(not parameter.any() for parameter in network.parameters())
@@ -59,8 +78,12 @@ def test_images_are_scaled_to_unit_range():
     network = bind(ActorCritic(atari("atari_2013")), initial_params(atari("atari_2013"), 0))
     pixels = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
     first = network.trunk[1]
-    np.testing.assert_allclose(network.trunk[:2](pixels).detach(), first(pixels.float() / 255).detach(), rtol=1e-4,
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        network.trunk[:2](pixels).detach(),
+        first(pixels.float() / 255).detach(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_first_parameters_depend_on_the_seed_alone():
@@ -70,7 +93,9 @@ def test_first_parameters_depend_on_the_seed_alone():
 
 
 def test_orthogonal_policy_starts_almost_uniform():
-    network = bind(ActorCritic(spec(hidden_sizes=(64,))), initial_params(spec(hidden_sizes=(64,)), 0))
+    network = bind(
+        ActorCritic(spec(hidden_sizes=(64,))), initial_params(spec(hidden_sizes=(64,)), 0)
+    )
     weight = network.policy[0].weight.detach().numpy()
     np.testing.assert_allclose(weight.T @ weight, 2 * np.eye(3), atol=1e-5)
     np.testing.assert_allclose(network.policy[-1].weight.detach().norm(dim=1), 0.01, rtol=1e-4)

@@ -2,30 +2,52 @@ import math
 
 import pytest
 
-from mpi_rl.progress import Progress, Snapshot, plain_line, time_left
+from mpi_rl.progress import Progress, Moment, plain_line, time_left
 
 
-def snapshot(**changes):
-    return Snapshot(**{**dict(step=250_000, total_steps=1_000_000, version=2000, num_episodes=321, mean_return=-12.34,
-                              mean_staleness=6.9, num_active_workers=8, num_workers=8), **changes})
+def moment(**changes):
+    return Moment(
+        **{
+            **dict(
+                step=250_000,
+                total_steps=1_000_000,
+                version=2000,
+                num_episodes=321,
+                mean_return=-12.34,
+                mean_staleness=6.9,
+                num_active_workers=8,
+                num_workers=8,
+            ),
+            **changes,
+        }
+    )
 
 
 def test_plain_line_names_what_users_look_for():
-    line = plain_line(snapshot(), 5000.0)
-    for part in ("250,000 steps", "25.0 %", "5,000 steps/s", "0:02:30 left", "return    -12.3", "staleness  6.90",
-                 "workers 8"):
+    line = plain_line(moment(), 5000.0)
+    for part in (
+        "250,000 steps",
+        "25.0 %",
+        "5,000 steps/s",
+        "0:02:30 left",
+        "return    -12.3",
+        "staleness  6.90",
+        "workers 8",
+    ):
         assert part in line
 
 
-@pytest.mark.parametrize("step, rate, expected", [(0, 0.0, "?"), (0, 100.0, "2:46:40"), (10**7, 100.0, "0:00:00")])
+@pytest.mark.parametrize(
+    "step, rate, expected", [(0, 0.0, "?"), (0, 100.0, "2:46:40"), (10**7, 100.0, "0:00:00")]
+)
 def test_time_left(step, rate, expected):
-    assert time_left(snapshot(step=step), rate) == expected
+    assert time_left(moment(step=step), rate) == expected
 
 
 def test_plain_lines_come_once_per_period_and_at_the_end(capsys):
     with Progress("title") as progress:
         for step in range(5):
-            progress.show(snapshot(step=step, mean_return=math.nan))
-        progress.show(snapshot(step=10**6), last=True)
+            progress.show(moment(step=step, mean_return=math.nan))
+        progress.show(moment(step=10**6), last=True)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "100.0 %" in lines[1]

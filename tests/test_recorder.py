@@ -9,13 +9,24 @@ from tests.records import header, recorder
 
 def push(record, count, first=0):
     for number in range(first, first + count):
-        record.push(number % 2, header(version=record.version, num_steps=30, returns=[number], lengths=[20],
-                                       policy_loss=number, rng_state=np.arange(6) + number), 0.1, 2)
+        record.push(
+            number % 2,
+            header(
+                version=record.version,
+                num_steps=30,
+                returns=[number],
+                lengths=[20],
+                policy_loss=number,
+                rng_state=np.arange(6) + number,
+            ),
+            0.1,
+            2,
+        )
 
 
 def test_intervals_hold_means_over_their_updates(tmp_path):
     record = recorder(tmp_path / "run.h5")
-    push(record, 8)  # 240 steps: the first interval ends with update 4 at step 120, the second with update 7 at step 210
+    push(record, 8)  # 30 steps each: one interval ends at step 120, the next at step 210
     record.write()
     intervals = read_run(record.path).tables["intervals"]
     assert intervals["step"].tolist() == [120, 210] and intervals["version"].tolist() == [4, 7]
@@ -25,7 +36,13 @@ def test_intervals_hold_means_over_their_updates(tmp_path):
 
 def test_staleness_is_the_version_at_application_less_the_version_pulled(tmp_path):
     record = recorder(tmp_path / "run.h5", workers=3)
-    for worker, pulled in ((0, 0), (1, 0), (2, 0), (0, 1), (1, 2)):  # versions when applied: 0, 1, 2, 3, 4
+    for worker, pulled in (
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (0, 1),
+        (1, 2),
+    ):  # versions when applied: 0, 1, 2, 3, 4
         record.push(worker, header(version=pulled), 0.1, 3)
     record.write()
     assert read_run(record.path).staleness.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 1]]
@@ -35,6 +52,7 @@ def test_staleness_is_the_version_at_application_less_the_version_pulled(tmp_pat
 def test_a_resumed_record_equals_an_uninterrupted_one(tmp_path):
     def statistics():
         return {"moment": np.zeros(3, np.float32)}
+
     whole = recorder(tmp_path / "whole.h5", statistics=statistics())
     push(whole, 20)
     whole.write()
@@ -54,7 +72,9 @@ def test_a_resumed_record_equals_an_uninterrupted_one(tmp_path):
     for table in ("episodes", "intervals", "workers"):
         for key, column in one.tables[table].items():
             if not key.endswith("_s"):
-                np.testing.assert_array_equal(column, other.tables[table][key], err_msg=f"{table}/{key}")
+                np.testing.assert_array_equal(
+                    column, other.tables[table][key], err_msg=f"{table}/{key}"
+                )
     np.testing.assert_array_equal(one.staleness, other.staleness)
     for name in ("timing/worker",):
         np.testing.assert_allclose(one.tables[name]["learn"], other.tables[name]["learn"])
@@ -74,12 +94,14 @@ def test_wall_time_goes_on_and_never_back(tmp_path):
 
 def test_best_and_last_snapshots_are_kept(tmp_path):
     params = np.zeros(3, np.float32)
-    record = recorder(tmp_path / "run.h5", params=params, snapshot_period_steps=3000, total_steps=10_000)
+    record = recorder(
+        tmp_path / "run.h5", params=params, snapshot_period_steps=3000, total_steps=10_000
+    )
     for number in range(200):
         params[:] = number
         value = 100 - abs(number - 120)
         record.push(0, header(version=number, returns=[value], lengths=[20]), 0.1, 1)
-    record.finish("complete", 0.0)
+    record.finish("complete")
     run = read_run(record.path)
     snapshots = run.tables["snapshots"]
     assert snapshots["kind"].tolist() == ["periodic"] * 3 + ["best", "last"]
@@ -93,7 +115,7 @@ def test_best_and_last_snapshots_are_kept(tmp_path):
 def test_a_complete_run_ends_with_a_short_interval_and_without_state(tmp_path):
     record = recorder(tmp_path / "run.h5", total_steps=230)
     push(record, 8)
-    record.finish("complete", 0.0)
+    record.finish("complete")
     run = read_run(record.path, with_state=True)
     assert run.tables["intervals"]["step"].tolist() == [120, 210, 240] and not run.state
     assert verify_run(record.path) == []

@@ -4,7 +4,9 @@ import pytest
 from mpi_rl.returns import n_step_returns
 
 
-def returns(rewards, terminated=(), truncated=(), final_values=None, bootstrap_value=0.0, gamma=0.5):
+def returns(
+    rewards, terminated=(), truncated=(), final_values=None, bootstrap_value=0.0, gamma=0.5
+):
     """One environment; terminated and truncated name the steps where the episode ends."""
     steps = len(rewards)
     flags = np.zeros((2, steps, 1), bool)
@@ -12,8 +14,13 @@ def returns(rewards, terminated=(), truncated=(), final_values=None, bootstrap_v
     values = np.zeros((steps, 1), np.float32)
     for t, value in (final_values or {}).items():
         values[t, 0] = value
-    return n_step_returns(np.array(rewards, np.float32)[:, None], *flags, values,
-                          np.array([bootstrap_value], np.float32), gamma)[:, 0].tolist()
+    return n_step_returns(
+        np.array(rewards, np.float32)[:, None],
+        *flags,
+        values,
+        np.array([bootstrap_value], np.float32),
+        gamma
+    )[:, 0].tolist()
 
 
 def test_bootstraps_at_the_rollouts_end():
@@ -25,16 +32,26 @@ def test_bootstrap_is_zero_after_termination():
 
 
 def test_truncation_bootstraps_with_the_final_observations_value():
-    assert returns([1, 2, 4], truncated=[2], final_values={2: 16}, bootstrap_value=8) == [1 + 1 + 3, 2 + 6, 4 + 8]
+    assert returns([1, 2, 4], truncated=[2], final_values={2: 16}, bootstrap_value=8) == [
+        1 + 1 + 3,
+        2 + 6,
+        4 + 8,
+    ]
 
 
 def test_nothing_flows_over_an_episodes_end_within_the_rollout():
     assert returns([1, 2, 4], terminated=[0], bootstrap_value=8) == [1, 2 + 4, 4 + 4]
-    assert returns([1, 2, 4], truncated=[0], final_values={0: 6}, bootstrap_value=8) == [1 + 3, 2 + 4, 4 + 4]
+    assert returns([1, 2, 4], truncated=[0], final_values={0: 6}, bootstrap_value=8) == [
+        1 + 3,
+        2 + 4,
+        4 + 4,
+    ]
 
 
 def test_termination_wins_over_truncation_in_the_same_step():
-    assert returns([1], terminated=[0], truncated=[0], final_values={0: 16}, bootstrap_value=8) == [1]
+    assert returns([1], terminated=[0], truncated=[0], final_values={0: 16}, bootstrap_value=8) == [
+        1
+    ]
 
 
 def test_agrees_with_the_papers_sum_for_many_environments():
@@ -46,7 +63,9 @@ def test_agrees_with_the_papers_sum_for_many_environments():
     expected = np.zeros((steps, envs))
     for e in range(envs):
         for t in range(steps):
-            for k in range(t, steps):  # R_t = sum_k gamma^(k-t) r_k, up to the episode's end, plus the bootstrap there
+            for k in range(
+                t, steps
+            ):  # R_t = sum_k gamma^(k-t) r_k, up to the episode's end, plus the bootstrap there
                 expected[t, e] += gamma ** (k - t) * rewards[k, e]
                 if terminated[k, e]:
                     break
@@ -62,5 +81,11 @@ def test_agrees_with_the_papers_sum_for_many_environments():
 
 def test_refuses_shapes_that_disagree():
     with pytest.raises(ValueError, match="shapes disagree"):
-        n_step_returns(np.zeros((2, 1), np.float32), np.zeros((2, 1), bool), np.zeros((2, 2), bool),
-                       np.zeros((2, 1), np.float32), np.zeros(1, np.float32), 0.9)
+        n_step_returns(
+            np.zeros((2, 1), np.float32),
+            np.zeros((2, 1), bool),
+            np.zeros((2, 2), bool),
+            np.zeros((2, 1), np.float32),
+            np.zeros(1, np.float32),
+            0.9,
+        )

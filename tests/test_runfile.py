@@ -14,8 +14,14 @@ from tests.records import header, recorder
 def path(tmp_path):
     made = recorder(tmp_path / "run.h5", workers=2)
     for push in range(30):
-        made.push(push % 2, header(version=max(0, push - push % 2), num_steps=50, returns=[push, -push], lengths=[5, 7]),
-                  0.1, 2)
+        made.push(
+            push % 2,
+            header(
+                version=max(0, push - push % 2), num_steps=50, returns=[push, -push], lengths=[5, 7]
+            ),
+            0.1,
+            2,
+        )
     made.write("checkpointed")
     return made.path
 
@@ -24,7 +30,9 @@ def test_a_written_run_reads_back_and_verifies(path):
     run = read_run(path, with_state=True)
     assert run.attributes["status"] == "checkpointed" and run.attributes["step"] == 1500
     assert run.attributes["version"] == 30
-    assert run.episodes["episode_return"].tolist() == [value for push in range(30) for value in (push, -push)]
+    assert run.episodes["episode_return"].tolist() == [
+        value for push in range(30) for value in (push, -push)
+    ]
     assert run.episodes["episode_length"].tolist() == [5, 7] * 30
     assert run.tables["intervals"]["step"].tolist() == list(range(100, 1501, 100))
     assert run.staleness.tolist() == [[15, 0], [0, 15]]  # every second push was one update late
@@ -35,7 +43,9 @@ def test_a_written_run_reads_back_and_verifies(path):
 def test_every_dataset_has_units_and_a_checksum(path):
     with h5py.File(path) as file:
         datasets = []
-        file.visititems(lambda name, item: datasets.append(item) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, item: datasets.append(item) if isinstance(item, h5py.Dataset) else None
+        )
         assert len(datasets) > 30
         for dataset in datasets:
             assert dataset.attrs["units"]
@@ -51,16 +61,33 @@ def test_a_flipped_byte_in_a_column_is_noticed(path):
     assert len(verify_run(path)) == 1
 
 
-@pytest.mark.parametrize("change, problem", [
-    (lambda file: file.attrs.modify("step", 1499), "steps do not add up"),
-    (lambda file: file.attrs.modify("version", 31), "updates do not add up"),
-    (lambda file: file["workers/num_episodes"].write_direct(np.array([30, 29])), "episodes do not agree"),
-    (lambda file: file["staleness"].write_direct(np.array([[15, 1], [0, 15]])), "staleness does not count"),
-    (lambda file: file["intervals/version"].write_direct(np.array([2, 2, *range(6, 31, 2)])), "repeated"),
-    (lambda file: file["intervals/step"].write_direct(np.array([100, 100, *range(300, 1501, 100)])), "missing"),
-    (lambda file: file.attrs.modify("status", "complete"), "short of its budget"),
-    (lambda file: file.__delitem__("state"), "without the state"),
-])
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (lambda file: file.attrs.modify("step", 1499), "steps do not add up"),
+        (lambda file: file.attrs.modify("version", 31), "updates do not add up"),
+        (
+            lambda file: file["workers/num_episodes"].write_direct(np.array([30, 29])),
+            "episodes do not agree",
+        ),
+        (
+            lambda file: file["staleness"].write_direct(np.array([[15, 1], [0, 15]])),
+            "staleness does not count",
+        ),
+        (
+            lambda file: file["intervals/version"].write_direct(np.array([2, 2, *range(6, 31, 2)])),
+            "repeated",
+        ),
+        (
+            lambda file: file["intervals/step"].write_direct(
+                np.array([100, 100, *range(300, 1501, 100)])
+            ),
+            "missing",
+        ),
+        (lambda file: file.attrs.modify("status", "complete"), "short of its budget"),
+        (lambda file: file.__delitem__("state"), "without the state"),
+    ],
+)
 def test_verify_finds_what_does_not_add_up(path, change, problem):
     with h5py.File(path, "r+") as file:
         change(file)
@@ -79,8 +106,12 @@ def test_unreadable_files_are_named(tmp_path, path):
     truncated.write_bytes(path.read_bytes()[:5000])
     text.write_text("hello")
     h5py.File(other, "w").close()
-    for bad, message in ((truncated, "truncated"), (text, "not a readable run file"), (other, "its schema is None"),
-                         (tmp_path / "none.h5", "no such run file")):
+    for bad, message in (
+        (truncated, "truncated"),
+        (text, "not a readable run file"),
+        (other, "its schema is None"),
+        (tmp_path / "none.h5", "no such run file"),
+    ):
         with pytest.raises(ValueError, match=message):
             read_run(bad)
         assert len(verify_run(bad)) == 1
@@ -111,7 +142,9 @@ def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
 
 
 def test_a_dead_writers_lock_file_is_taken_over(tmp_path):
-    (tmp_path / "run.h5.lock").write_text("process 1 on elsewhere, long dead and with a longer name than ours")
+    (tmp_path / "run.h5.lock").write_text(
+        "process 1 on elsewhere, long dead and with a longer name than ours"
+    )
     with writer_lock(tmp_path / "run.h5"):
         assert (tmp_path / "run.h5.lock").read_text().startswith(f"process {os.getpid()} on")
         assert "dead" not in (tmp_path / "run.h5.lock").read_text()
@@ -120,6 +153,7 @@ def test_a_dead_writers_lock_file_is_taken_over(tmp_path):
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
     def no_locks(handle, operation):
         raise OSError(38, "Function not implemented")
+
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with writer_lock(tmp_path / "run.h5"):
         pass

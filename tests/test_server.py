@@ -12,7 +12,14 @@ from mpi_rl.server import WorkerFailed, serve
 from mpi_rl.transport import Command, Kind
 from tests.records import header, recorder
 
-CONFIG = Config(env="CartPole-v1", n_steps=10, total_steps=100, update_rule="sgd", learning_rate=1.0, max_grad_norm=2.0)
+CONFIG = Config(
+    env="CartPole-v1",
+    n_steps=10,
+    total_steps=100,
+    update_rule="sgd",
+    learning_rate=1.0,
+    max_grad_norm=2.0,
+)
 
 
 class ScriptedLink:
@@ -20,7 +27,10 @@ class ScriptedLink:
 
     def __init__(self, num_workers, order, num_params=2):
         self.num_workers, self._order = num_workers, iter(order)
-        self._headers = [header(kind=Kind.JOIN, num_steps=0, rng_state=np.arange(1, 7)) for _ in range(num_workers)]
+        self._headers = [
+            header(kind=Kind.JOIN, num_steps=0, rng_state=np.arange(1, 7))
+            for _ in range(num_workers)
+        ]
         self._grads = [np.ones(num_params, np.float32) for _ in range(num_workers)]
         self.replies = []
 
@@ -47,6 +57,7 @@ def run(tmp_path, link, stop_requested=lambda: False):
     def rule(grads, learning_rate, worker):
         applied.append((worker, learning_rate, grads.copy()))
         params[:] -= learning_rate * grads
+
     record = recorder(tmp_path / "run.h5", link.num_workers, params, **dataclasses.asdict(CONFIG))
     with Progress("test") as progress:
         serve(link, params, rule, record, progress, CONFIG, stop_requested)
@@ -58,7 +69,9 @@ def test_each_push_is_applied_once_and_answered_with_the_newest_parameters(tmp_p
     params, applied, record = run(tmp_path, link)
     assert len(applied) == record.version == 11
     rates = [1 - step / 100 for step in range(0, 100, 10)] + [0.0]
-    assert [rate for _, rate, _ in applied] == pytest.approx(rates)  # annealed by the steps seen before the push
+    assert [rate for _, rate, _ in applied] == pytest.approx(
+        rates
+    )  # annealed by the steps seen before the push
     assert params[0] == pytest.approx(-sum(rates))
     for worker, sent, version, _ in link.replies:
         assert sent[0] == pytest.approx(-sum(rates[:version]))
@@ -73,7 +86,9 @@ def test_workers_are_told_to_stop_at_the_budget_and_only_then(tmp_path):
     run_file = read_run(record.path)
     assert run_file.attributes["status"] == "complete"
     assert run_file.attributes["step"] == 110  # the budget and one rollout that was under way
-    assert run_file.staleness[1].tolist() == [0] * 10 + [1]  # worker 1 pushed ten updates after its pull
+    assert run_file.staleness[1].tolist() == [0] * 10 + [
+        1
+    ]  # worker 1 pushed ten updates after its pull
 
 
 def test_a_requested_stop_drains_every_worker_and_saves(tmp_path):
@@ -96,6 +111,7 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
         reply(worker, *arguments)
         link._grads[worker][:] = 30, 40
         link._headers[worker]["grad_norm"] = 50
+
     link.reply = reply_with_long_gradients
     _, applied, _ = run(tmp_path, link)
     np.testing.assert_allclose(applied[0][2], [1.2, 1.6], rtol=1e-6)
@@ -109,6 +125,7 @@ def test_a_failed_worker_ends_the_run(tmp_path):
         reply(worker, *arguments)
         if worker == 1:
             link._headers[1]["kind"] = Kind.FAILED
+
     link.reply = reply_then_fail
     with pytest.raises(WorkerFailed, match=r"worker 1 \(rank 2\) failed"):
         run(tmp_path, link)

@@ -28,7 +28,9 @@ def last_params(path):
 @pytest.mark.parametrize("transport", ["window", "message"])
 @pytest.mark.parametrize("num_ranks", [2, 3, 9, 41])
 def test_runs_of_every_size_end_cleanly(tmp_path, num_ranks, transport):
-    result = mpirun(num_ranks, "train", SMOKE, "--transport", transport, "--output", "run.h5", cwd=tmp_path)
+    result = mpirun(
+        num_ranks, "train", SMOKE, "--transport", transport, "--output", "run.h5", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""  # no request left behind, no rank that complains
     assert "Done: run.h5" in result.stdout
@@ -42,8 +44,16 @@ def test_runs_of_every_size_end_cleanly(tmp_path, num_ranks, transport):
 
 
 def test_one_worker_repeats_bit_for_bit_over_runs_and_transports(tmp_path):
-    for name, extra in (("a", ()), ("b", ()), ("c", ("--transport", "message")), ("d", ("--spin",))):
-        assert mpirun(2, "train", SMOKE, "--output", f"{name}.h5", *extra, cwd=tmp_path).returncode == 0
+    for name, extra in (
+        ("a", ()),
+        ("b", ()),
+        ("c", ("--transport", "message")),
+        ("d", ("--spin",)),
+    ):
+        assert (
+            mpirun(2, "train", SMOKE, "--output", f"{name}.h5", *extra, cwd=tmp_path).returncode
+            == 0
+        )
     first = last_params(tmp_path / "a.h5")
     for name in "bcd":
         np.testing.assert_array_equal(last_params(tmp_path / f"{name}.h5"), first)
@@ -52,8 +62,22 @@ def test_one_worker_repeats_bit_for_bit_over_runs_and_transports(tmp_path):
 
 
 def test_atari_runs_end_cleanly(tmp_path):
-    result = mpirun(3, "train", ROOT / "jobs/space_invaders.toml", "--envs-per-worker", 4, "--total-steps", 2000,
-                    "--interval-period-steps", 500, "--max-episode-frames", 400, "--output", "run.h5", cwd=tmp_path)
+    result = mpirun(
+        3,
+        "train",
+        ROOT / "jobs/space_invaders.toml",
+        "--envs-per-worker",
+        4,
+        "--total-steps",
+        2000,
+        "--interval-period-steps",
+        500,
+        "--max-episode-frames",
+        400,
+        "--output",
+        "run.h5",
+        cwd=tmp_path,
+    )
     assert result.returncode == 0 and result.stderr == ""
     assert verify_run(tmp_path / "run.h5") == []
     assert (read_run(tmp_path / "run.h5").episodes["episode_length"] <= 100).all()
@@ -61,22 +85,39 @@ def test_atari_runs_end_cleanly(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_checkpoints_and_the_same_command_resumes(tmp_path, number):
-    arguments = ("train", SMOKE, "--total-steps", 60_000, "--interval-period-steps", 1000, "--output", "run.h5")
+    arguments = (
+        "train",
+        SMOKE,
+        "--total-steps",
+        60_000,
+        "--interval-period-steps",
+        1000,
+        "--output",
+        "run.h5",
+    )
     process = start(3, *arguments, cwd=tmp_path)
     wait_for(tmp_path / "run.h5", process)
     time.sleep(0.3)
-    # To rank 0, which its launcher may tell in its own ways: the first Python process of the session.
-    rank_0 = next(pid for pid in sorted(session(process.pid)) if b"\0-m\0mpi_rl\0" in
-                  Path(f"/proc/{pid}/cmdline").read_bytes() and rank_of(pid) == "0")
+    # To rank 0 itself: launchers differ in how they pass signals on.
+    rank_0 = next(
+        pid
+        for pid in sorted(session(process.pid))
+        if b"\0-m\0mpi_rl\0" in Path(f"/proc/{pid}/cmdline").read_bytes() and rank_of(pid) == "0"
+    )
     os.kill(rank_0, number)
     result = finish(process)
     assert result.returncode == 0, result.stderr
     assert "the same command resumes run.h5" in result.stdout
     stopped = read_run(tmp_path / "run.h5")
-    assert stopped.attributes["status"] == "checkpointed" and 0 < stopped.attributes["step"] < 60_000
+    assert (
+        stopped.attributes["status"] == "checkpointed" and 0 < stopped.attributes["step"] < 60_000
+    )
     assert verify_run(tmp_path / "run.h5") == []
     result = mpirun(3, *arguments, cwd=tmp_path)
-    assert result.returncode == 0 and f"resumed at step {stopped.attributes['step']:,}" in result.stdout
+    assert (
+        result.returncode == 0
+        and f"resumed at step {stopped.attributes['step']:,}" in result.stdout
+    )
     run = read_run(tmp_path / "run.h5")
     assert run.attributes["status"] == "complete" and run.attributes["restart_count"] == 1
     assert RESUMED in run.tables["events"]["kind"]
@@ -84,8 +125,18 @@ def test_a_signal_checkpoints_and_the_same_command_resumes(tmp_path, number):
 
 
 def rank_of(pid):
-    values = dict(entry.partition(b"=")[::2] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    return next((values[name].decode() for name in (b"OMPI_COMM_WORLD_RANK", b"PMI_RANK") if name in values), None)
+    values = dict(
+        entry.partition(b"=")[::2]
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    )
+    return next(
+        (
+            values[name].decode()
+            for name in (b"OMPI_COMM_WORLD_RANK", b"PMI_RANK")
+            if name in values
+        ),
+        None,
+    )
 
 
 def test_ctrl_c_at_the_launcher_saves_the_run(tmp_path):
@@ -100,25 +151,40 @@ def test_ctrl_c_at_the_launcher_saves_the_run(tmp_path):
 
 def test_twenty_kills_lose_nothing_that_was_saved(tmp_path):
     rng, path = random.Random(0), tmp_path / "run.h5"
-    arguments = ("train", SMOKE, "--n-steps", 5, "--total-steps", 200_000, "--checkpoint-period-s", 0.1,
-                 "--output", "run.h5")
-    saved = 0
+    arguments = (
+        "train",
+        SMOKE,
+        "--n-steps",
+        5,
+        "--total-steps",
+        200_000,
+        "--checkpoint-period-s",
+        0.1,
+        "--output",
+        "run.h5",
+    )
+    saved, previous = 0, None
     for _ in range(20):
         process = start(3, *arguments, cwd=tmp_path)
         wait_for(path, process)
         written = path.stat().st_mtime_ns if saved else 0
         deadline = time.monotonic() + 60
-        while path.stat().st_mtime_ns == written and time.monotonic() < deadline:  # until it resumes and writes again
+        while (
+            path.stat().st_mtime_ns == written and time.monotonic() < deadline
+        ):  # until it resumes and writes again
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.6))
         kill(process)
         assert verify_run(path) == []
         run = read_run(path)
         assert run.attributes["status"] == "running" and run.attributes["step"] >= saved
-        if saved:
-            for name in ("episodes", "intervals"):  # what had been saved stands as it was, and what is new comes after
+        if previous:
+            for name in (
+                "episodes",
+                "intervals",
+            ):  # what had been saved stands as it was, and what is new comes after
                 for key, column in previous.tables[name].items():
-                    np.testing.assert_array_equal(run.tables[name][key][:len(column)], column)
+                    np.testing.assert_array_equal(run.tables[name][key][: len(column)], column)
         saved, previous = run.attributes["step"], run
     assert mpirun(3, *arguments, cwd=tmp_path).returncode == 0
     run = read_run(path)
@@ -144,7 +210,9 @@ def test_two_resumptions_of_one_file_are_bit_identical(tmp_path):
 
 
 def fails(tmp_path, num_ranks, *arguments, program=("-m", "mpi_rl")):
-    """Run until the failure; return its result and the seconds from the last sign of life to the end."""
+    """Run until the failure; return its result and the seconds from the last sign of life to the
+    end.
+    """
     result = mpirun(num_ranks, *arguments, cwd=tmp_path, program=program, timeout_s=60)
     assert result.returncode not in (0, 2)
     return result
@@ -152,14 +220,23 @@ def fails(tmp_path, num_ranks, *arguments, program=("-m", "mpi_rl")):
 
 @pytest.mark.parametrize("transport", ["window", "message"])
 def test_a_crashing_environment_ends_all_ranks_with_its_traceback(tmp_path, transport):
-    result = fails(tmp_path, 4, "environment", *LONG, "--transport", transport,
-                   program=(ROOT / "tests" / "faults.py",))
+    result = fails(
+        tmp_path,
+        4,
+        "environment",
+        *LONG,
+        "--transport",
+        transport,
+        program=(ROOT / "tests" / "faults.py",),
+    )
     assert "rank 2: RuntimeError: the lander's engine fell off" in result.stderr
     assert "in faulty" in result.stderr
     assert read_run(tmp_path / "run.h5").attributes["status"] == "failed"
     assert verify_run(tmp_path / "run.h5") == []
     # A failed run is unfinished: it resumes.
-    again = mpirun(4, "train", SMOKE, "--total-steps", 10**9, "--output", "run.h5", "--seed", 2, cwd=tmp_path)
+    again = mpirun(
+        4, "train", SMOKE, "--total-steps", 10**9, "--output", "run.h5", "--seed", 2, cwd=tmp_path
+    )
     assert again.returncode == 2 and "seed: 1 -> 2" in again.stderr
 
 
@@ -167,7 +244,10 @@ def test_a_worker_that_fails_before_it_joins_ends_all_ranks(tmp_path):
     began = time.monotonic()
     result = fails(tmp_path, 3, "import", *LONG, program=(ROOT / "tests" / "faults.py",))
     assert "rank 1: RuntimeError: no such rocket" in result.stderr
-    assert time.monotonic() - began < 40 and read_run(tmp_path / "run.h5").attributes["status"] == "failed"
+    assert (
+        time.monotonic() - began < 40
+        and read_run(tmp_path / "run.h5").attributes["status"] == "failed"
+    )
 
 
 def test_a_gradient_that_is_not_finite_ends_all_ranks(tmp_path):
@@ -226,9 +306,16 @@ def test_a_terminal_gets_the_live_view(tmp_path):
     process = start(3, "train", SMOKE, "--total-steps", 100_000, cwd=tmp_path)
     plain = finish(process).stdout
     assert "\x1b[" not in plain
-    command = " ".join(str(word) for word in process.args) + " --output live.h5"  # type: ignore[union-attr]
-    live = subprocess.run(["script", "-qec", command, "/dev/null"], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=120, env={**os.environ, "TERM": "xterm", **{}}, stdin=subprocess.DEVNULL)
+    command = " ".join(process.args) + " --output live.h5"
+    live = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TERM": "xterm", **{}},
+        stdin=subprocess.DEVNULL,
+    )
     assert live.returncode == 0 and "\x1b[" in live.stdout
     for word in ("steps/s", "left", "return", "staleness", "workers", "Done:"):
         assert word in live.stdout

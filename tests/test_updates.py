@@ -8,7 +8,7 @@ SETTINGS = dict(rmsprop_decay=0.99, epsilon=0.1, momentum=0.0, weight_decay=0.0)
 
 
 def rule(name, params, num_workers=1, **changes):
-    return make_update_rule(name, params, num_workers, **{**SETTINGS, **changes})
+    return make_update_rule({"update_rule": name, **SETTINGS, **changes}, params, num_workers)
 
 
 def vector(*values):
@@ -18,7 +18,8 @@ def vector(*values):
 def test_rmsprop_has_epsilon_inside_the_root():
     params = vector(1.0)
     rule("rmsprop", params, rmsprop_decay=0.75, epsilon=5.0)(vector(4.0), 0.3, 0)
-    # g = .25 * 16 = 4; the step is .3 * 4 / sqrt(4 + 5) = .4, where epsilon outside would give .3 * 4 / (2 + 5) = .171
+    # g = .25 * 16 = 4, so the step is .3 * 4 / sqrt(4 + 5) = .4;
+    # epsilon outside the root would give .3 * 4 / (2 + 5) = .171.
     assert params[0] == pytest.approx(0.6)
 
 
@@ -97,5 +98,10 @@ def test_clipping_scales_to_the_norm_and_only_down():
 
 
 def test_learning_rate_anneals_to_zero_at_the_budget_and_stays_there():
-    assert [learning_rate_at(step, 0.4, "linear", 100) for step in (0, 25, 100, 110)] == [0.4, pytest.approx(0.3), 0, 0]
+    assert [learning_rate_at(step, 0.4, "linear", 100) for step in (0, 25, 100, 110)] == [
+        0.4,
+        pytest.approx(0.3),
+        0,
+        0,
+    ]
     assert learning_rate_at(99, 0.4, "constant", 100) == 0.4
