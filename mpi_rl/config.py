@@ -72,7 +72,7 @@ class Config:
     network: str = _setting(
         "mlp", "body of the network", choices=("mlp", "atari_2013", "atari_2015")
     )
-    hidden_sizes: tuple[int, ...] = _setting((128,), "widths of the mlp's hidden layers", 1)
+    hidden_sizes: tuple[int, ...] = _setting((128, 128), "widths of the mlp's hidden layers", 1)
     activation: str = _setting("tanh", "the mlp's nonlinearity", choices=("tanh", "relu"))
     separate_trunks: bool = _setting(True, "mlp: policy and value share no hidden layer")
     initialization: str = _setting(
@@ -86,12 +86,12 @@ class Config:
     n_steps: int = _setting(
         120, "longest rollout, in steps of one environment (t_max of the A3C paper)", 1
     )
-    gamma: float = _setting(0.999, "discount per step", 0, 1)
+    gamma: float = _setting(0.995, "discount per step", 0, 1)
     entropy_coef: float = _setting(
         0.001, "weight of the policy's entropy (beta of the A3C paper)", 0
     )
     value_coef: float = _setting(0.5, "weight of the squared value error", 0)
-    max_grad_norm: float = _setting(1.0, "gradients are scaled down to this norm (0: never)", 0)
+    max_grad_norm: float = _setting(100.0, "gradients are scaled down to this norm (0: never)", 0)
     update_rule: str = _setting(
         "adam", "how the server applies a gradient", choices=("rmsprop", "adam", "sgd")
     )
@@ -109,7 +109,7 @@ class Config:
     # Run
     seed: int = _setting(1, "of every random stream of the run", 0)
     num_workers: int = _setting(0, "workers that the job asks for (0: all ranks but the server)", 0)
-    total_steps: int = _setting(2_500_000, "the run's budget, in steps summed over workers", 1)
+    total_steps: int = _setting(2_000_000, "the run's budget, in steps summed over workers", 1)
     interval_period_steps: int = _setting(10_000, "one row of /intervals per so many steps", 1)
     snapshot_period_steps: int = _setting(
         0, "one snapshot per so many steps (0: the best and the last only)", 0
