@@ -117,6 +117,12 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
         )
     config = dataclasses.replace(options.config, num_workers=num_workers)
     plan = Plan(dataclasses.replace(options, config=config), env_spec(dataclasses.asdict(config)))
+    if (config.network == "mlp") != (len(plan.env.observation_shape) == 1):
+        right = "atari_2013 or atari_2015" if config.network == "mlp" else "mlp"
+        raise ValueError(
+            f"network = {config.network!r} does not take the observations of env = {config.env!r},"
+            f" of shape {plan.env.observation_shape}: must be {right}"
+        )
     _make_folder(options.output.parent)
     stack.enter_context(writer_lock(options.output))
     if options.output.exists() and not options.overwrite:

@@ -125,15 +125,6 @@ class Config:
                 f"total_steps = {self.total_steps} is less than one rollout: must be at least"
                 f" n_steps x envs_per_worker = {rollout}"
             )
-        if self.env in ("CartPole-v1", "LunarLander-v3") and self.network != "mlp":
-            raise ValueError(
-                f"network = {self.network!r} needs images: env = {self.env!r} takes network = 'mlp'"
-            )
-        if self.env not in ("CartPole-v1", "LunarLander-v3") and self.network == "mlp":
-            raise ValueError(
-                f"network = 'mlp' takes vectors: env = {self.env!r} needs 'atari_2013' or"
-                " 'atari_2015'"
-            )
 
     def to_json(self) -> str:
         """All settings as one JSON object, in the order of the fields."""

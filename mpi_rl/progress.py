@@ -42,7 +42,10 @@ class Progress:
         self._live: Live | None = None
         if terminal is not None and os.environ.get("TERM", "dumb") != "dumb":
             console = Console(
-                file=sys.stdout, force_terminal=True, width=terminal.columns, height=terminal.lines
+                file=sys.stdout,
+                force_terminal=True,
+                width=terminal.columns or 80,
+                height=terminal.lines or 24,
             )
             self._live = Live(
                 console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False

@@ -12,7 +12,7 @@ from mpi_rl.recorder import Recorder
 from mpi_rl.transport import SLEEP_FIRST_S, SLEEP_LAST_S, Command, Kind, ServerLink
 from mpi_rl.updates import UpdateRule, clip_by_norm, learning_rate_at
 
-LOOK_PERIOD_S = 1.0  # between looks at the clock: progress, checkpoints
+SHOW_PERIOD_S = 1.0  # between two looks at the progress
 
 
 class WorkerFailed(RuntimeError):
@@ -43,7 +43,7 @@ def serve(
         progress.show(recorder.moment(len(active)), last)
 
     active, pause = set(range(link.num_workers)), SLEEP_FIRST_S
-    looked = perf_counter()
+    shown = perf_counter()
     while active:
         began = perf_counter()
         arrived = link.poll()
@@ -75,10 +75,10 @@ def serve(
             pause = min(2 * pause, SLEEP_LAST_S)
         now = perf_counter()
         recorder.serve_time(idle=now - began)
-        if now - looked >= LOOK_PERIOD_S:
-            looked = now
+        if now - shown >= SHOW_PERIOD_S:
+            shown = now
             show()
-            if recorder.is_due():
-                recorder.write()
+        if recorder.is_due():
+            recorder.write()
     recorder.finish("complete" if recorder.step >= config.total_steps else "checkpointed")
     show(last=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MPIRUN = Path(sys.executable).with_name("mpirun")
 TIMEOUT_S = 240
+MARK = "MPI_RL_TEST_LAUNCH"  # in the environment of all that one launch starts: its process id
 
 
 @dataclass
@@ -44,8 +45,9 @@ def start(
 ) -> subprocess.Popen:
     """Start ``python -m mpi_rl ARGUMENTS`` on ``num_ranks`` ranks in a session of its own."""
     command = [MPIRUN, "-n", num_ranks, sys.executable, *program, *arguments]
+    words = ["sh", "-c", f'{MARK}=$$ exec "$@"', "sh", *map(str, command)]
     return subprocess.Popen(
-        [str(word) for word in command],
+        words,
         cwd=cwd,
         env=environment(),
         start_new_session=True,
@@ -63,9 +65,9 @@ def finish(process: subprocess.Popen, timeout_s: float = TIMEOUT_S) -> Result:
         kill(process)
         raise
     deadline = time.monotonic() + 5
-    while session(process.pid) and time.monotonic() < deadline:
+    while family(process) and time.monotonic() < deadline:
         time.sleep(0.05)
-    orphans = session(process.pid)
+    orphans = family(process)
     assert not orphans, f"left behind: {orphans}"
     return Result(process.returncode, stdout, stderr)
 
@@ -96,7 +98,7 @@ def mpi_rl(*arguments: object, cwd: Path, module: str = "mpi_rl") -> Result:
 
 def kill(process: subprocess.Popen) -> None:
     """kill -9 everything that the launcher has started, at once."""
-    for pid in session(process.pid):
+    for pid in family(process):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -104,18 +106,31 @@ def kill(process: subprocess.Popen) -> None:
     process.communicate(timeout=20)
 
 
-def session(leader: int) -> list[int]:
-    """The living processes of a session."""
-    found = []
+def family(process: subprocess.Popen) -> list[int]:
+    """The living processes of a launch, wherever the launcher has put them."""
+    mark = f"{MARK}={process.pid}".encode()
+    found = [process.pid] if process.poll() is None else []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
             except OSError:
                 continue
-            if int(fields[3]) == leader and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
+    return sorted(set(found))
+
+
+def rank_of(pid: int) -> int | None:
+    """The rank of a process, None if it has none."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    values = dict(entry.partition(b"=")[::2] for entry in entries)
+    names = (b"OMPI_COMM_WORLD_RANK", b"PMI_RANK")
+    return next((int(values[name]) for name in names if name in values), None)
+
+
+def rank(process: subprocess.Popen, number: int) -> int:
+    """The process of one rank of a launch."""
+    return next(pid for pid in family(process) if rank_of(pid) == number)
 
 
 def wait_for(path: Path, process: subprocess.Popen, timeout_s: float = 60) -> None:
