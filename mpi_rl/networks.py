@@ -53,6 +53,8 @@ def network_spec(
 
 class _Pixels(nn.Module):
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():  # the convolutions' backward is a quarter faster in this layout
+            observations = observations.contiguous(memory_format=torch.channels_last)
         return observations.to(torch.float32).mul_(1 / 255)
 
 

@@ -33,6 +33,7 @@ def environment() -> dict[str, str]:
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_mpi_yield_when_idle": "1",
+        "OMPI_MCA_osc": "^ucx",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         **inherited,
         "OMP_NUM_THREADS": "1",

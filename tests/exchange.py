@@ -1,0 +1,65 @@
+"""Exchange recognisable vectors over a link, under mpirun: python exchange.py TRANSPORT NUM_PUSHES.
+
+Worker w's n-th gradient is all 1000 w + n; the server's answer is all n + w / 10. Either end raises if
+a single element is another, and the server prints what it has seen.
+"""
+
+import sys
+
+import numpy as np
+from mpi4py import MPI
+
+from mpi_rl.transport import Command, Kind, ServerLink, WorkerLink, wait_until
+
+NUM_PARAMS, MAX_EPISODES = 50_001, 3  # an odd size, for the alignment
+
+
+def work(comm: MPI.Intracomm, by_message: bool) -> None:
+    worker, sent = comm.rank - 1, 0
+    link = WorkerLink(comm, NUM_PARAMS, MAX_EPISODES, by_message)
+    link.header["kind"] = Kind.JOIN
+    reply = link.exchange()
+    while reply["command"] != Command.STOP:
+        assert reply["version"] == sent and (link.params == np.float32(sent + worker / 10)).all()
+        sent += 1
+        link.header["kind"], link.header["num_steps"] = Kind.PUSH, sent
+        link.header["episode_lengths"][:] = sent, sent + 1, sent + 2
+        link.grads[:] = 1000 * worker + sent
+        reply = link.exchange()
+    link.close()
+
+
+def serve(comm: MPI.Intracomm, by_message: bool, num_pushes: int) -> None:
+    link = ServerLink(comm, NUM_PARAMS, MAX_EPISODES, by_message)
+    seen, active = np.zeros(link.num_workers, int), set(range(link.num_workers))
+    while active:
+        arrived: list[int] = []
+        wait_until(lambda: arrived.extend(link.poll()) or arrived)
+        for worker in arrived:
+            header = link.header(worker)
+            if header["kind"] == Kind.PUSH:
+                seen[worker] += 1
+                assert header["num_steps"] == seen[worker]
+                assert header["episode_lengths"].tolist() == [seen[worker] + i for i in range(3)]
+                assert (link.grads(worker) == 1000 * worker + seen[worker]).all()
+            params = np.full(NUM_PARAMS, seen[worker] + worker / 10, np.float32)
+            command = Command.STOP if seen[worker] == num_pushes else Command.CONTINUE
+            if command == Command.STOP:
+                active.remove(worker)
+            link.reply(worker, params, seen[worker], command)
+    link.close()
+    print([transport for _, transport in link.places], seen.tolist())
+
+
+if __name__ == "__main__":
+    world, message = MPI.COMM_WORLD, sys.argv[1] == "message"
+    try:
+        if world.rank == 0:
+            serve(world, message, int(sys.argv[2]))
+        else:
+            work(world, message)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        world.Abort(1)

@@ -1,0 +1,44 @@
+"""Pushes and replies between real ranks, and the memory they go through."""
+
+import numpy as np
+import pytest
+
+from mpi_rl.transport import Slot, wait_until
+from tests.ranks import ROOT, mpirun
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("transport", ["window", "message"])
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_every_vector_arrives_whole_and_in_order(tmp_path, num_ranks, transport):
+    program = (ROOT / "tests" / "exchange.py",)
+    result = mpirun(num_ranks, transport, 300, cwd=tmp_path, program=program)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    workers = num_ranks - 1
+    assert result.stdout.strip() == f"{[transport] * workers} {[300] * workers}"
+
+
+def test_a_slots_views_share_its_memory_and_nothing_overlaps():
+    memory = np.zeros(Slot(5, 2).num_bytes, np.uint8)
+    reply, params, header, grads = Slot(5, 2, memory).views()
+    reply["rng_state"], header["episode_lengths"] = 2**64 - 1, -1
+    params[:], grads[:] = 1, 2
+    again_reply, again_params, again_header, again_grads = Slot(5, 2, memory).views()
+    assert (again_params == 1).all() and (again_grads == 2).all()
+    assert (again_reply["rng_state"] == 2**64 - 1).all() and again_reply["version"] == 0
+    assert (again_header["episode_lengths"] == -1).all() and again_header["kind"] == 0
+
+
+def test_with_shared_memory_only_the_records_travel():
+    slot = Slot(1000, 2)
+    assert all(len(message) < 200 for message in slot.messages(near=True))
+    assert all(len(message) > 4000 for message in slot.messages(near=False))
+
+
+def test_waiting_sleeps_longer_and_longer_up_to_a_limit(monkeypatch):
+    pauses, answers = [], iter([False] * 9 + [True])
+    monkeypatch.setattr("time.sleep", pauses.append)
+    wait_until(lambda: next(answers))
+    assert pauses[:3] == [20e-6, 40e-6, 80e-6] and pauses[-2:] == [1e-3, 1e-3]
+    wait_until(lambda: next(iter([True])))
+    assert len(pauses) == 9
