@@ -23,6 +23,7 @@ from mpi_rl.runfile import Run, read_run
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 DECAY = 0.95  # of the running average, per episode
 GRID_POINTS = 400  # at which the runs of one setting are averaged
@@ -126,22 +127,12 @@ def draw(axes: Axes, groups: dict[str, list[Run]], axis: str) -> None:
 
 
 def draw_references(axes: Axes) -> None:
-    """Draw figure 3 of the A3C paper (16 threads) and random play; the runs' range of steps stays
-    in view.
-    """
-    left, right = axes.get_xlim()
-    paper = np.genfromtxt(
-        REFERENCE / "a3c_paper_fig3_space_invaders.csv", delimiter=",", names=True, skip_header=1
-    )
-    paper = paper[paper["num_threads"] == 16]
-    axes.plot(
-        paper["epoch"],
-        paper["score"],
-        "k--",
-        linewidth=1.2,
-        label="A3C paper, figure 3, 16 threads (digitised)",
-    )
-    axes.set_xlim(left, right)
+    """Draw figure 3 of the A3C paper, 16 threads, as far as the runs in ``axes`` go."""
+    name = REFERENCE / "a3c_paper_fig3_space_invaders.csv"
+    paper = np.genfromtxt(name, delimiter=",", names=True, skip_header=1)
+    paper = paper[(paper["num_threads"] == 16) & (paper["epoch"] <= axes.get_xlim()[1])]
+    label = "A3C paper, figure 3, 16 threads (digitised)"
+    axes.plot(paper["epoch"], paper["score"], "k--o", linewidth=1.2, markersize=3, label=label)
 
 
 def random_play() -> float:
@@ -150,9 +141,10 @@ def random_play() -> float:
     return float(next(line for line in lines if line.startswith("random play")).split(",")[4])
 
 
-def plot(runs: list[Run], output: Path) -> None:
-    """Write the figure of ``runs`` to ``output``. Raises ValueError for runs without two episodes,
-    or of several tasks.
+def plot(runs: list[Run], output: Path) -> Figure:
+    """Write the figure of ``runs`` to ``output`` and return it.
+
+    Raises ValueError for runs of several tasks, or with fewer than two episodes.
     """
     tasks = {run.config["env"] for run in runs}
     if len(tasks) > 1:
@@ -184,6 +176,7 @@ def plot(runs: list[Run], output: Path) -> None:
     figure.suptitle(f"{tasks.pop()}: {len(runs)} run{'s' * (len(runs) > 1)}{interval}", fontsize=10)
     figure.savefig(output, dpi=130)
     pyplot.close(figure)
+    return figure
 
 
 @click.command()

@@ -5,7 +5,7 @@
     python -m mpi_rl inspect [--verify] FILE...
     python -m mpi_rl record FILE
 
-Without arguments LunarLander-v3 is trained, in about two minutes, into results/lunar_lander/0.h5.
+Without arguments LunarLander-v3 is trained, in about a minute, into results/lunar_lander/0.h5.
 Exit status: 0 done (or checkpointed, when told to stop), 1 a rank failed, 2 bad input: nothing was
 written.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from mpi_rl.envs import EnvSpec
 
-LIBRARIES = ("mpi_rl", "mpi4py", "torch", "numpy", "gymnasium", "ale-py", "h5py")
+LIBRARIES = ("mpi_rl", "mpi4py", "torch", "numpy", "gymnasium", "Box2D", "ale-py", "h5py")
 SLURM_NAMES = (
     "SLURM_JOB_ID",
     "SLURM_ARRAY_JOB_ID",
@@ -63,8 +63,9 @@ class Plan:
 
     @property
     def max_episodes(self) -> int:
-        """The most episodes that one rollout can finish."""
-        return self.options.config.n_steps * self.options.config.envs_per_worker
+        """The most episodes that one rollout can finish: a single environment's ends it."""
+        config = self.options.config
+        return config.n_steps * config.envs_per_worker if config.envs_per_worker > 1 else 1
 
 
 def _train(arguments: list[str]) -> int:
@@ -144,7 +145,7 @@ def _check_resumable(path: Path, plan: Plan) -> None:
     """Raise ValueError unless ``path`` holds an unfinished run of the same plan."""
     from mpi_rl.runfile import read_run
 
-    run = read_run(path)
+    run = read_run(path, with_state=True)
     if run.attributes["status"] == "complete":
         raise ValueError(
             f"{path}: this run is complete; --overwrite trains it again, --output keeps both"
@@ -177,7 +178,9 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
     sleeping_barrier(comm)
     link = ServerLink(comm, params.size, plan.max_episodes, options.by_message)
     origin = _origin(comm, plan, commit)
-    recorder = Recorder(options.output, origin, settings, link.places, params, update_rule)
+    recorder = Recorder(
+        options.output, origin, settings, link.places, params, update_rule.statistics
+    )
     if options.output.exists() and not options.overwrite:
         recorder.resume()
     recorder.write()
@@ -196,7 +199,9 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
         stopped = f"Stopped at step {recorder.step:,} and saved"
         print(f"{stopped}: the same command resumes {options.output}", flush=True)
     else:
-        plot = f"python -m analysis.learning_curves {options.output}"
+        python = os.path.relpath(sys.executable)
+        python = python if len(python) < len(sys.executable) else sys.executable
+        plot = f"{python} -m analysis.learning_curves {options.output}"
         print(f"Done: {options.output}. Plot it with: {plot}", flush=True)
 
 

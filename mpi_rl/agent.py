@@ -23,9 +23,7 @@ class Rollout:
     rewards: np.ndarray  # (T, E) float32, scaled and clipped for learning
     terminated: np.ndarray  # (T, E) bool
     truncated: np.ndarray  # (T, E) bool
-    final_observations: list[
-        tuple[int, int, np.ndarray]
-    ]  # (t, e, observation) of each truncated step
+    final_observations: list[tuple[int, int, np.ndarray]]  # (t, e, observation) where truncated
     episode_returns: list[float]  # of episodes that ended here, raw and undiscounted
     episode_lengths: list[int]  # the same episodes, in steps
     env_s: float  # seconds spent in the environments
@@ -34,9 +32,7 @@ class Rollout:
 
 @dataclass
 class Losses:
-    """Means per step of a rollout's loss terms (without their coefficients), and the norm of the
-    whole gradient.
-    """
+    """Means per step of a rollout's loss terms, unweighted, and the norm of the whole gradient."""
 
     policy_loss: float
     value_loss: float
@@ -45,8 +41,9 @@ class Losses:
 
 
 def make_rng(seed: int, worker: int) -> np.random.Generator:
-    """Return the random stream of ``worker`` (0-based); no two workers and no two seeds share
-    one.
+    """Return the random stream of ``worker`` (0-based), its own for every seed.
+
+    SFC64: fast, and its state is a few plain numbers, which travel with every push.
     """
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(worker,))))
 
@@ -68,9 +65,7 @@ def set_rng_state(rng: np.random.Generator, state: np.ndarray) -> None:
 
 
 class Agent:
-    """Plays ``envs_per_worker`` environments and computes gradients; params and grads are the
-    worker's slot.
-    """
+    """Plays ``envs_per_worker`` environments and computes gradients into the worker's slot."""
 
     def __init__(
         self,
@@ -101,7 +96,7 @@ class Agent:
             0.0,
         )
         self._last = (
-            steps  # where the previous rollout ended: its last observation is this one's first
+            steps  # where the last rollout ended: there lies the next one's first observation
         )
         self._episode_return, self._episode_length = np.zeros(envs), np.zeros(envs, np.int64)
 
@@ -112,17 +107,15 @@ class Agent:
         self._episode_return[:], self._episode_length[:] = 0, 0
 
     def collect(self) -> Rollout:
-        """Play n_steps in every environment; a single environment stops earlier at its episode's
-        end (algorithm S3).
-        """
+        """Play n_steps in every environment; a single one stops at its episode's end (S3)."""
         buffers, config = self._rollout, self._config
+        now = perf_counter()
         noise = self.rng.gumbel(size=(config.n_steps, config.envs_per_worker, self._num_actions))
         buffers.observations[0] = buffers.observations[self._last]
         returns: list[float] = []
         lengths: list[int] = []
         final_observations = []
         env_s = act_s = 0.0
-        now = perf_counter()
         for t in range(config.n_steps):
             # The largest of logits + Gumbel noise is a draw from softmax(logits).
             (self._policy(buffers.observations[t]) + noise[t]).argmax(

@@ -55,11 +55,13 @@ class Config:
     sticky_action_prob: float = _setting(
         0.0, "ALE: probability that a frame repeats the previous action", 0, 1
     )
-    noop_max: int = _setting(30, "ALE: an episode starts with 0 to this many no-op frames", 0)
-    fire_reset: bool = _setting(False, "ALE: press FIRE after a reset in games that wait for it")
+    noop_max: int = _setting(
+        30, "ALE: an episode starts with 0 to this many no-op frames", 0, 10**6
+    )
+    fire_reset: bool = _setting(False, "ALE: press FIRE after a reset in games that have it")
     life_loss_terminates: bool = _setting(False, "ALE: losing a life ends the learner's episode")
     max_episode_frames: int = _setting(
-        108_000, "ALE: an episode is cut after this many emulator frames", 1
+        108_000, "ALE: an episode is cut after this many emulator frames", 1, 10**9
     )
     reward_scale: float = _setting(
         0.05, "rewards are multiplied by this in learning (records stay raw)", above=0
@@ -107,7 +109,7 @@ class Config:
     weight_decay: float = _setting(0.0, "sgd: L2 penalty added to the gradient", 0)
 
     # Run
-    seed: int = _setting(1, "of every random stream of the run", 0)
+    seed: int = _setting(1, "of every random stream of the run", 0, 2**63 - 1)
     num_workers: int = _setting(0, "workers that the job asks for (0: all ranks but the server)", 0)
     total_steps: int = _setting(2_000_000, "the run's budget, in steps summed over workers", 1)
     interval_period_steps: int = _setting(10_000, "one row of /intervals per so many steps", 1)
@@ -126,13 +128,9 @@ class Config:
                 f" n_steps x envs_per_worker = {rollout}"
             )
 
-    def to_json(self) -> str:
-        """All settings as one JSON object, in the order of the fields."""
-        return json.dumps(dataclasses.asdict(self))
-
 
 def config_from_json(text: str) -> Config:
-    """Return the settings that ``Config.to_json`` wrote. Raises ValueError for settings this
+    """Return the settings in a run file's ``config`` attribute. Raises ValueError for settings this
     version does not know.
     """
     return make_config(json.loads(text), "the run file")

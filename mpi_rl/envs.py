@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +23,13 @@ FRAME_STACK, FRAME_SIZE = 4, 84
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What is played, with every setting that changes the task: the same spec and seed give the
-    same episodes.
+    """What is played: the same spec, seed and actions give the same episodes.
+
+    The settings of ALE games are kept, and hashed, for the other tasks too.
     """
 
     env: str
+    frame_skip: int
     sticky_action_prob: float
     noop_max: int
     fire_reset: bool
@@ -53,24 +55,7 @@ class StepResult(NamedTuple):
     terminated: np.ndarray  # (E,) bool: no value beyond this step (also a lost life, if so set)
     truncated: np.ndarray  # (E,) bool: cut by a time limit
     episode_over: np.ndarray  # (E,) bool: an episode to be recorded ended here
-    final_observations: (
-        np.ndarray | None
-    )  # (E, *shape), valid where terminated or truncated; None if nowhere
-
-
-class Envs(Protocol):
-    """E environments of one task, stepped together."""
-
-    def reset(self, seeds: np.ndarray) -> np.ndarray:
-        """Start fresh episodes with one seed per environment, (E,); return observations (E,
-        *shape).
-        """
-
-    def step(self, actions: np.ndarray) -> StepResult:
-        """Take one action per environment, (E,) int64."""
-
-    def close(self) -> None:
-        """Free what the environments hold."""
+    final_observations: np.ndarray | None  # (E, *shape), valid where an end is; None: no ends
 
 
 class VectorTask:
@@ -250,6 +235,7 @@ def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
     )
     return EnvSpec(
         env,
+        FRAME_SKIP,
         **{name: settings[name] for name in names},
         observation_shape=shape,
         num_actions=num_actions,

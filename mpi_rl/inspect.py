@@ -22,24 +22,21 @@ def verify_run(path: str | Path) -> list[str]:
         for name, columns in tables.items()
         if len({len(column) for column in columns.values()}) > 1
     ]
+    num_workers = len(workers["worker_id"])
+    if not np.isin(episodes["worker_id"], np.arange(num_workers)).all():
+        problems.append(f"{path}: episodes of workers that do not exist")
+    if run.staleness.shape[0] != num_workers:
+        problems.append(f"{path}: /staleness has {run.staleness.shape[0]} rows, not {num_workers}")
     if problems:
         return problems
     period, rollout = config["interval_period_steps"], config["n_steps"] * config["envs_per_worker"]
-    step, version, complete = (
-        attributes["step"],
-        attributes["version"],
-        attributes["status"] == "complete",
-    )
+    step, version = attributes["step"], attributes["version"]
+    complete = attributes["status"] == "complete"
     ends = intervals["step"] // period
-    if (
-        complete
-        and len(ends)
-        and intervals["step"][-1] % period
-        and ends[-1] == (ends[-2] if len(ends) > 1 else 0)
-    ):
-        ends = ends[:-1]  # the run's last interval may be a short one
-    counts = np.bincount(episodes["worker_id"], minlength=len(workers["worker_id"]))
-    lengths = np.bincount(episodes["worker_id"], episodes["episode_length"], minlength=len(counts))
+    if complete and len(ends) and ends[-1] == (ends[-2] if len(ends) > 1 else 0):
+        ends = ends[:-1]  # a complete run's last interval may be a short one
+    counts = np.bincount(episodes["worker_id"], minlength=num_workers)
+    lengths = np.bincount(episodes["worker_id"], episodes["episode_length"], num_workers)
     checks = {
         f"status {attributes['status']!r} is none of {', '.join(STATUSES)}": (
             attributes["status"] in STATUSES
@@ -80,11 +77,8 @@ def summary(path: str | Path) -> str:
     if status == "running" and not is_locked(Path(path)):
         status = "interrupted (the same command resumes it)"
     seconds = attributes["wall_time_s"]
-    updates = (
-        np.arange(run.staleness.shape[1])
-        @ run.staleness.sum(axis=0)
-        / max(1, attributes["version"])
-    )
+    counts = run.staleness.sum(axis=0)
+    staleness = np.arange(len(counts)) @ counts / max(1, counts.sum())
     mean = (
         f"{returns[-100:].mean():.1f} over the last {min(100, len(returns))}"
         if len(returns)
@@ -114,7 +108,8 @@ def summary(path: str | Path) -> str:
             f"  return     {mean}",
             (
                 f"  workers    {len(workers['worker_id'])} ({transports}) on"
-                f" {', '.join(sorted(set(workers['node'])))}; mean staleness {updates:.2f} updates"
+                f" {', '.join(sorted(set(workers['node'])))}; mean staleness {staleness:.2f}"
+                " updates"
             ),
             (
                 f"  started    {attributes['started']}, last written {attributes['ended']}, commit"

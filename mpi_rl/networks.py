@@ -186,9 +186,8 @@ def initial_params(spec: NetworkSpec, seed: int) -> np.ndarray:
     return params
 
 
-Policy = Callable[
-    [np.ndarray], np.ndarray
-]  # observations (E, *shape) -> logits (E, num_actions), a reused array
+# Observations (E, *shape) -> logits (E, num_actions), a reused array.
+Policy = Callable[[np.ndarray], np.ndarray]
 
 
 def make_policy(network: ActorCritic, num_envs: int) -> Policy:

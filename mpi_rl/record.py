@@ -34,11 +34,12 @@ def record(
     policy = make_policy(bind(network, run.snapshot_params[row].copy()), 1)
     envs = make_envs(spec, 1, render_mode="rgb_array")
     rng = np.random.default_rng(seed)
-    pictures: list[np.ndarray] = []
-    returns = [_play(envs, policy, rng, pictures, max_steps, greedy) for _ in range(num_episodes)]
     skip = -(-envs.steps_per_s // MOST_FRAMES_PER_S)
+    frames: list[Image.Image] = []
+    returns, lengths = zip(
+        *(_play(envs, policy, rng, frames, skip, max_steps, greedy) for _ in range(num_episodes))
+    )
     envs.close()
-    frames = [_frame(picture) for picture in pictures[::skip]]
     frames[0].save(
         output,
         save_all=True,
@@ -49,7 +50,7 @@ def record(
     )
     step = run.tables["snapshots"]["step"][row]
     return (
-        f"{output}: {num_episodes} episode(s) of the policy at step {step:,}, {len(pictures):,}"
+        f"{output}: {num_episodes} episode(s) of the policy at step {step:,}, {sum(lengths):,}"
         f" steps, return {', '.join(f'{value:.1f}' for value in returns)}"
     )
 
@@ -71,14 +72,16 @@ def _play(
     envs: VectorTask | AleGame,
     policy: Policy,
     rng: np.random.Generator,
-    pictures: list[np.ndarray],
+    frames: list[Image.Image],
+    skip: int,
     max_steps: int,
     greedy: bool,
-) -> float:
-    """Play one episode, add its pictures, and return its undiscounted return."""
+) -> tuple[float, int]:
+    """Play an episode, add every ``skip``-th step's picture; return its raw return and length."""
     observations, episode_return = envs.reset(rng.integers(2**31 - 1, size=1)), 0.0
-    for _ in range(max_steps):
-        pictures.append(envs.render())
+    for step in range(max_steps):
+        if step % skip == 0:
+            frames.append(_frame(envs.render()))
         logits = policy(observations)
         noise = 0 if greedy else rng.gumbel(size=logits.shape)
         result = envs.step((logits + noise).argmax(axis=1))
@@ -87,7 +90,7 @@ def _play(
         )
         if result.episode_over[0]:
             break
-    return episode_return
+    return episode_return, step + 1
 
 
 def _frame(picture: np.ndarray) -> Image.Image:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,12 +13,6 @@ from mpi_rl.runfile import SCHEMA, SCHEMA_VERSION, TABLES, Run, Table, read_run,
 RECENT_EPISODES = 100  # episodes that a run's current mean return is taken over
 RESUMED = "resumed with fresh episodes: emulator states are not saved"
 _SUMS = ("policy_loss", "value_loss", "entropy", "grad_norm", "staleness")
-
-
-class UpdateRule(Protocol):
-    """What the record needs of an update rule."""
-
-    statistics: dict[str, np.ndarray]
 
 
 class Snapshot(NamedTuple):
@@ -34,8 +28,8 @@ class Snapshot(NamedTuple):
 class Recorder:
     """The record of one run, kept in memory and written whole by ``write``.
 
-    ``params``, (P,), and the update rule's statistics are the server's own and change while it
-    learns; ``resume`` sets them to what the file holds.
+    ``params``, (P,), and ``statistics``, the update rule's, are the server's own and change while
+    it learns; ``resume`` sets them to what the file holds.
     """
 
     def __init__(
@@ -45,7 +39,7 @@ class Recorder:
         settings: dict[str, Any],
         places: list[tuple[str, str]],
         params: np.ndarray,
-        update_rule: UpdateRule,
+        statistics: dict[str, np.ndarray],
     ) -> None:
         """Start an empty record; ``places`` has each worker's node and transport."""
         num_workers = len(places)
@@ -61,18 +55,17 @@ class Recorder:
             "started": utc_now(),
         }
         self.step = self.version = 0
-        self._params, self._statistics = params, update_rule.statistics
+        self._params, self._statistics = params, statistics
         self._tables = {name: Table(name) for name in ("episodes", "intervals", "events")}
-        self._counts = np.zeros(
-            (3, num_workers), np.int64
-        )  # each worker's steps, updates, episodes
-        self._worker_s, self._server_s = np.zeros((num_workers, 4)), np.zeros(3)
+        # Each worker's steps, updates, episodes.
+        self._counts = np.zeros((3, num_workers), np.int64)
+        self._worker_s, self._server_s = np.zeros((num_workers, 4)), np.zeros(4)
         self._staleness = np.zeros((num_workers, 1), np.int64)
         self._periodic: list[Snapshot] = []
         self._best: Snapshot | None = None
-        # Sums over the interval's updates; where it began (step, version, seconds); most staleness.
-        self._interval = np.zeros(len(_SUMS) + 4)
-        self._learning_rate = 0.0  # of the last update
+        # Sums over the interval's updates; where it began (step, version, seconds); its largest
+        # staleness; its last learning rate.
+        self._interval = np.zeros(len(_SUMS) + 5)
         self._rng_states = np.zeros((num_workers, 6), np.uint64)
         self._elapsed_s, self._clock_started = 0.0, monotonic()
         self._last_write = monotonic()
@@ -118,7 +111,6 @@ class Recorder:
         self._counts[:, worker] += steps, 1, count
         self._worker_s[worker] += header["phase_s"]
         self._rng_states[worker] = header["rng_state"]
-        self._learning_rate = learning_rate
         self._count_staleness(worker, staleness)
         wall_time_s = self.wall_time_s()
         for episode in range(count):
@@ -132,7 +124,7 @@ class Recorder:
             )
         self._interval[:4] += [header[name] for name in _SUMS[:4]]
         self._interval[4] += staleness
-        self._interval[-1] = max(self._interval[-1], staleness)
+        self._interval[-2:] = max(self._interval[-2], staleness), learning_rate
         period = self._settings["interval_period_steps"]
         if self.step // period > (self.step - steps) // period:
             self._end_interval(num_active_workers)
@@ -140,9 +132,12 @@ class Recorder:
         if period and self.step // period > (self.step - steps) // period:
             self._periodic.append(self._snapshot("periodic"))
 
-    def serve_time(self, update: float = 0.0, reply: float = 0.0, idle: float = 0.0) -> None:
+    def serve_time(
+        self, update: float = 0.0, reply: float = 0.0, write: float = 0.0, idle: float = 0.0
+    ) -> None:
         """Add to the seconds that the server has spent in each of its phases."""
-        self._server_s += update, reply, idle
+        if self._joined:  # before that, ranks are starting
+            self._server_s += update, reply, write, idle
 
     def _count_staleness(self, worker: int, staleness: int) -> None:
         missing = staleness + 1 - self._staleness.shape[1]
@@ -151,7 +146,7 @@ class Recorder:
         self._staleness[worker, staleness] += 1
 
     def _end_interval(self, num_active_workers: int) -> None:
-        *sums, step, version, began_s, staleness_max = self._interval.tolist()
+        *sums, step, version, began_s, staleness_max, learning_rate = self._interval.tolist()
         wall_time_s, count = self.wall_time_s(), self.version - version
         seconds = max(wall_time_s - began_s, 1e-9)
         means = {name: value / count for name, value in zip(_SUMS, sums)}
@@ -159,7 +154,7 @@ class Recorder:
             step=self.step,
             version=self.version,
             wall_time_s=wall_time_s,
-            learning_rate=self._learning_rate,
+            learning_rate=learning_rate,
             staleness_mean=means.pop("staleness"),
             staleness_max=int(staleness_max),
             num_active_workers=num_active_workers,
@@ -168,7 +163,7 @@ class Recorder:
             **means,
         )
         self._interval[:] = 0
-        self._interval[-4:-1] = self.step, self.version, wall_time_s
+        self._interval[-5:-2] = self.step, self.version, wall_time_s
         if self.num_episodes >= RECENT_EPISODES:
             if self._best is None or self.mean_return() > self._best.mean_return:
                 self._best = self._snapshot("best")
@@ -213,7 +208,7 @@ class Recorder:
 
     def finish(self, status: str) -> None:
         """Write the record with its final ``status``; a complete run may end in mid-interval."""
-        if status == "complete" and self.version > self._interval[-3]:
+        if status == "complete" and self.version > self._interval[-4]:
             self._end_interval(len(self._places))
         self.event(status)
         self.write(status)

@@ -31,6 +31,10 @@ import numpy as np
 
 SCHEMA = "mpi_rl run"
 SCHEMA_VERSION = 1
+REQUIRED_ATTRIBUTES = (
+    "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
+    " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
+).split()
 STATUSES = ("running", "checkpointed", "complete", "failed")
 _WHEN = {"step": ("q", "steps"), "version": ("q", "updates"), "wall_time_s": ("d", "s")}
 TABLES: dict[str, dict[str, tuple[str, str]]] = (
@@ -80,7 +84,12 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
             "learn": ("d", "s"),
             "wait": ("d", "s"),
         },
-        "timing/server": {"update": ("d", "s"), "reply": ("d", "s"), "idle": ("d", "s")},
+        "timing/server": {
+            "update": ("d", "s"),
+            "reply": ("d", "s"),
+            "write": ("d", "s"),
+            "idle": ("d", "s"),
+        },
     }
 )
 
@@ -99,11 +108,10 @@ class Table:
         for key, value in row.items():
             self._columns[key].append(value)
 
-    def extend(self, columns: dict[str, np.ndarray]) -> "Table":
-        """Add the rows of ``columns``; return the table."""
+    def extend(self, columns: dict[str, np.ndarray]) -> None:
+        """Add the rows of ``columns``."""
         for key, column in self._columns.items():
             column.extend(columns[key].tolist())
-        return self
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return copies of the columns as arrays."""
@@ -203,6 +211,9 @@ def read_run(path: str | Path, with_state: bool = False) -> Run:
                     f"{path}: schema version {attributes['schema_version']} is newer than this"
                     f" program's {SCHEMA_VERSION}: use a newer mpi_rl"
                 )
+            absent = [name for name in REQUIRED_ATTRIBUTES if name not in attributes]
+            if absent:
+                raise ValueError(f"{path}: a damaged run file: without {', '.join(absent)}")
             tables = {
                 name: {
                     key: file[name][key].asstr()[:] if code == "s" else file[name][key][:]
@@ -272,14 +283,14 @@ def _lock(lock: Path, path: Path) -> int:
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether a living writer of this machine holds the run file."""
+    """Say whether a living writer holds the run file, or may: not every file system can tell."""
     try:
         with open(path.with_name(path.name + ".lock"), "rb") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+    except OSError:  # held, or not for us to know
         return True
 
 

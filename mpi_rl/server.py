@@ -49,7 +49,7 @@ def serve(
         arrived = link.poll()
         for worker in arrived:
             rng_state = None
-            header = link.header(worker).copy()  # a reply lets the next push overwrite it
+            header = link.header(worker)
             if header["kind"] == Kind.FAILED:
                 raise WorkerFailed(f"worker {worker} (rank {worker + 1}) failed")
             if header["kind"] == Kind.JOIN:
@@ -80,5 +80,6 @@ def serve(
             show()
         if recorder.is_due():
             recorder.write()
+            recorder.serve_time(write=perf_counter() - now)
     recorder.finish("complete" if recorder.step >= config.total_steps else "checkpointed")
     show(last=True)

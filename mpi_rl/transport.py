@@ -24,9 +24,7 @@ from mpi4py import MPI
 
 SERVER = 0  # its rank; worker w (0-based) is rank w + 1
 SLEEP_FIRST_S, SLEEP_LAST_S = 20e-6, 1e-3
-FAILURE_WAIT_S = (
-    4.0  # how long a failed worker waits for the server to save the run and end all ranks
-)
+FAILURE_WAIT_S = 4.0  # a failed worker gives the server this long to save the run and end all ranks
 _ALIGNMENT = 64
 
 
@@ -63,12 +61,11 @@ REPLY = np.dtype(
 
 
 def header_dtype(max_episodes: int) -> np.dtype:
-    """Return the record that a worker sends first; it has room for the episodes that one rollout
-    can finish.
-    """
+    """Return the record that a worker sends, with room for ``max_episodes`` finished episodes."""
     return np.dtype(
         [
             ("kind", "i8"),
+            ("worker", "i8"),  # 0-based
             ("version", "i8"),  # of the parameters that the gradient was taken at
             ("num_steps", "i8"),
             ("policy_loss", "f8"),
@@ -85,9 +82,7 @@ def header_dtype(max_episodes: int) -> np.dtype:
 
 
 def wait_until(done: Callable[[], object], spin: bool = False) -> None:
-    """Call ``done`` until it is true, with exponentially longer sleeps in between (none with
-    ``spin``).
-    """
+    """Call ``done`` until it is true, with ever longer sleeps in between (none with ``spin``)."""
     pause = SLEEP_FIRST_S
     while not done():
         if not spin:
@@ -175,7 +170,7 @@ class WorkerLink(_Link):
         super().__init__(comm, Slot(num_params, max_episodes).num_bytes, by_message)
         slot = Slot(num_params, max_episodes, self._memory(self._node.rank) if self._near else None)
         self.reply, self.params, self.header, self.grads = slot.views()
-        self._spin = spin
+        self._spin, self.header["worker"] = spin, comm.rank - 1
         down, up = slot.messages(self._near)
         self._requests = [
             comm.Send_init([up, MPI.BYTE], SERVER, Tag.PUSH),
@@ -195,9 +190,15 @@ class WorkerLink(_Link):
         """Tell the server that this worker has failed, for it to end all ranks; return if not."""
         self.header["kind"] = Kind.FAILED
         deadline = time.monotonic() + FAILURE_WAIT_S
-        wait_until(lambda: MPI.Request.Testall(self._requests) or time.monotonic() > deadline)
+
+        def is_over() -> bool:
+            return time.monotonic() > deadline
+
+        wait_until(lambda: MPI.Request.Testall(self._requests) or is_over())
         self._requests[0].Start()
-        wait_until(lambda: time.monotonic() > deadline)
+        while not is_over():
+            self._requests[0].Test()  # a long message moves only while its sender calls MPI
+            time.sleep(SLEEP_LAST_S)
 
     def close(self) -> None:
         """Leave together with all ranks."""

@@ -1,4 +1,4 @@
-"""pytest itself never becomes an MPI rank: MPI is loaded without being started."""
+"""pytest itself never becomes an MPI rank: transport's records are used with MPI not started."""
 
 import mpi4py
 

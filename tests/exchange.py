@@ -1,7 +1,8 @@
-"""Exchange recognisable vectors over a link, under mpirun: python exchange.py TRANSPORT NUM_PUSHES.
+"""Exchange recognisable vectors over a link, under mpirun: python exchange.py TRANSPORT PUSHES.
 
-Worker w's n-th gradient is all 1000 w + n; the server's answer is all n + w / 10. Either end raises if
-a single element is another, and the server prints what it has seen.
+TRANSPORT mixed puts the odd ranks on a second node. Worker w's n-th gradient is all 1000 w + n, the
+server's answer is all n + w / 10. Either end raises if a single element is another, and the server
+prints what it has seen.
 """
 
 import sys
@@ -51,8 +52,17 @@ def serve(comm: MPI.Intracomm, by_message: bool, num_pushes: int) -> None:
     print([transport for _, transport in link.places], seen.tolist())
 
 
+class TwoNodes(MPI.Intracomm):
+    """A world whose even ranks are on one node and whose odd ranks are on another."""
+
+    def Split_type(self, split_type, key=0, info=MPI.INFO_NULL):
+        return self.Split(self.rank % 2, key)
+
+
 if __name__ == "__main__":
     world, message = MPI.COMM_WORLD, sys.argv[1] == "message"
+    if sys.argv[1] == "mixed":
+        world = TwoNodes(world)
     try:
         if world.rank == 0:
             serve(world, message, int(sys.argv[2]))

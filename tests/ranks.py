@@ -24,18 +24,16 @@ class Result:
 
 
 def environment() -> dict[str, str]:
-    """The environment without what an outer MPI or Slurm job has put there, and with what Open MPI
-    needs as root.
-    """
-    outside = ("OMPI_COMM", "PMI", "PMIX", "PRTE_L", "SLURM", "HYDRA", "MPIEXEC", "PYTEST")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(outside)}
+    """The environment without an outer MPI's or Slurm's settings, with what Open MPI needs."""
+    outside = ("OMPI_", "PRTE_", "PMI", "SLURM", "HYDRA", "MPIEXEC", "PYTEST")
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(outside)}
     return {
+        **inherited,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_mpi_yield_when_idle": "1",
         "OMPI_MCA_osc": "^ucx",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        **inherited,
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",
     }
@@ -44,7 +42,7 @@ def environment() -> dict[str, str]:
 def start(
     num_ranks: int, *arguments: object, cwd: Path, program: tuple[object, ...] = ("-m", "mpi_rl")
 ) -> subprocess.Popen:
-    """Start ``python -m mpi_rl ARGUMENTS`` on ``num_ranks`` ranks in a session of its own."""
+    """Start ``python -m mpi_rl ARGUMENTS`` on ``num_ranks`` ranks ."""
     command = [MPIRUN, "-n", num_ranks, sys.executable, *program, *arguments]
     words = ["sh", "-c", f'{MARK}=$$ exec "$@"', "sh", *map(str, command)]
     return subprocess.Popen(

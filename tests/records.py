@@ -1,7 +1,6 @@
 """Small recorders and headers for tests."""
 
 import json
-import types
 
 import numpy as np
 
@@ -47,9 +46,17 @@ def recorder(path, workers=2, params=None, statistics=None, **settings):
     from mpi_rl.recorder import Recorder
 
     attributes = dict(
-        job="test", index=0, seed=5, git_commit="0" * 40, git_dirty=False, env_spec=json.dumps({})
+        job="test",
+        index=0,
+        seed=5,
+        git_commit="0" * 40,
+        git_dirty=False,
+        env_spec_hash="",
+        versions="{}",
+        mpi_library="none",
+        world_size=workers + 1,
+        env_spec=json.dumps({}),
     )
     params = np.arange(3, dtype=np.float32) if params is None else params
-    update_rule = types.SimpleNamespace(statistics=statistics or {})
     places = [("here", "window")] * workers
-    return Recorder(path, attributes, {**SETTINGS, **settings}, places, params, update_rule)
+    return Recorder(path, attributes, {**SETTINGS, **settings}, places, params, statistics or {})

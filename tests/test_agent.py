@@ -81,9 +81,8 @@ def test_loss_equals_the_papers_in_slow_loops():
         + CONFIG.value_coef * losses.value_loss
         - CONFIG.entropy_coef * losses.entropy
     )
-    assert loss == pytest.approx(
-        parts * 4, rel=1e-5
-    )  # parts are means per step; the loss sums over 4 steps
+    # Parts are means per step; the loss sums over 4 steps.
+    assert loss == pytest.approx(parts * 4, rel=1e-5)
 
 
 def test_gradient_equals_finite_differences_of_the_papers_loss():
@@ -147,9 +146,8 @@ def test_rollouts_follow_one_another_without_a_gap():
 
 def test_truncation_hands_over_the_final_observation():
     player = agent(n_steps=500, envs_per_worker=1)
-    lean = np.array(
-        [0, 0.05, 1, 0.5]
-    )  # this much of position, speed, angle and its rate says where to push: balances
+    # This much of position, speed, angle and its rate says where to push: balances.
+    lean = np.array([0, 0.05, 1, 0.5])
     player._policy = lambda observations: np.array(
         [[0, 1e9]] if observations[0] @ lean > 0 else [[1e9, 0]]
     )
@@ -158,9 +156,8 @@ def test_truncation_hands_over_the_final_observation():
         if played.truncated.any():
             ((t, e, observation),) = played.final_observations
             assert (t, e) == (len(played.actions) - 1, 0)
-            assert not np.array_equal(
-                observation, played.observations[-1][0]
-            )  # which starts the next episode
+            # Which starts the next episode.
+            assert not np.array_equal(observation, played.observations[-1][0])
             return
         assert not played.final_observations
     raise AssertionError("the hand-made policy never lasted 500 steps")

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def test_sweep_is_the_product_in_file_order(tmp_path):
         ("envs_per_worker = 65", "envs_per_worker = 65: must be at most 64"),
         ("learning_rate = 0", "learning_rate = 0.0: must be above 0"),
         ("gamma = 1.5", "gamma = 1.5: must be at most 1"),
+        ("seed = 18446744073709551616", "must be at most 9223372036854775807"),
+        ("max_episode_frames = 3000000000", "must be at most 1000000000"),
         ("update_rule = 'adamw'", "update_rule = 'adamw': must be one of rmsprop, adam, sgd"),
         ("total_steps = 100", "total_steps = 100 is less than one rollout: .* = 120"),
     ],
@@ -104,7 +107,7 @@ def test_index_outside_the_sweep(tmp_path, index):
 
 def test_settings_survive_json():
     config = Config(hidden_sizes=(3, 4), gamma=0.5, clip_rewards=True)
-    assert config_from_json(config.to_json()) == config
+    assert config_from_json(json.dumps(dataclasses.asdict(config))) == config
 
 
 def test_differences_name_fields_that_touch_learning():

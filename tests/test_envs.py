@@ -132,6 +132,5 @@ def test_pictures_are_in_colour_and_follow_the_game():
     assert not np.array_equal(first, last) and (last[..., 0] != last[..., 2]).any()
     grey = last.mean(axis=2)[::5, ::4][:42, :40]
     small = observations[0, -1][::2, ::2][:42, :40]
-    assert (
-        np.corrcoef(grey.ravel(), small.ravel())[0, 1] > 0.5
-    )  # the same moment, seen by both emulators
+    # The same moment, seen by both emulators.
+    assert np.corrcoef(grey.ravel(), small.ravel())[0, 1] > 0.5

@@ -94,3 +94,16 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
 
 def test_random_play_is_the_published_score():
     assert random_play() == 148
+
+
+def test_space_invaders_is_drawn_beside_the_paper_and_random_play(tmp_path):
+    run = make_run(tmp_path / "a.h5", env="space_invaders")
+    run.episodes["step"] *= 1000  # as if it had gone on for two million steps
+    left, right = plot([run], tmp_path / "x.png").axes
+    lines = {line.get_label(): line for panel in (left, right) for line in panel.get_lines()}
+    paper = lines["A3C paper, figure 3, 16 threads (digitised)"]
+    np.testing.assert_allclose(paper.get_xdata(), [0, 1, 2], atol=0.01)  # no further than the run
+    assert paper.get_ydata().tolist() == [161.9, 187.6, 211.5]
+    assert lines["random play"].get_ydata()[0] == 148
+    other = plot([make_run(tmp_path / "b.h5")], tmp_path / "y.png")
+    assert "random play" not in {line.get_label() for line in other.axes[0].get_lines()}

@@ -32,9 +32,8 @@ def atari(network):
 
 
 def test_sizes_are_those_of_the_papers():
-    assert (
-        num_params(atari("atari_2013")) == 677_943
-    )  # as other implementations count it for Space Invaders
+    # As other implementations count it for Space Invaders.
+    assert num_params(atari("atari_2013")) == 677_943
     conv = 32 * (4 * 64 + 1) + 64 * (32 * 16 + 1) + 64 * (64 * 9 + 1)
     assert num_params(atari("atari_2015")) == conv + 512 * (64 * 49 + 1) + 513 * 7
     assert num_params(spec()) == 2 * (4 * 7 + 8 * 5) + 6 * 5

@@ -69,9 +69,8 @@ def test_each_push_is_applied_once_and_answered_with_the_newest_parameters(tmp_p
     params, applied, record = run(tmp_path, link)
     assert len(applied) == record.version == 11
     rates = [1 - step / 100 for step in range(0, 100, 10)] + [0.0]
-    assert [rate for _, rate, _ in applied] == pytest.approx(
-        rates
-    )  # annealed by the steps seen before the push
+    # Annealed by the steps seen before the push.
+    assert [rate for _, rate, _ in applied] == pytest.approx(rates)
     assert params[0] == pytest.approx(-sum(rates))
     for worker, sent, version, _ in link.replies:
         assert sent[0] == pytest.approx(-sum(rates[:version]))
@@ -86,9 +85,8 @@ def test_workers_are_told_to_stop_at_the_budget_and_only_then(tmp_path):
     run_file = read_run(record.path)
     assert run_file.attributes["status"] == "complete"
     assert run_file.attributes["step"] == 110  # the budget and one rollout that was under way
-    assert run_file.staleness[1].tolist() == [0] * 10 + [
-        1
-    ]  # worker 1 pushed ten updates after its pull
+    # Worker 1 pushed ten updates after its pull.
+    assert run_file.staleness[1].tolist() == [0] * 10 + [1]
 
 
 def test_a_requested_stop_drains_every_worker_and_saves(tmp_path):

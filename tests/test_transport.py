@@ -18,6 +18,15 @@ def test_every_vector_arrives_whole_and_in_order(tmp_path, num_ranks, transport)
     assert result.stdout.strip() == f"{[transport] * workers} {[300] * workers}"
 
 
+@pytest.mark.mpi
+def test_workers_on_two_nodes_use_both_transports(tmp_path):
+    program = (ROOT / "tests" / "exchange.py",)
+    result = mpirun(6, "mixed", 100, cwd=tmp_path, program=program)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    transports = ["message", "window", "message", "window", "message"]
+    assert result.stdout.strip() == f"{transports} {[100] * 5}"
+
+
 def test_a_slots_views_share_its_memory_and_nothing_overlaps():
     memory = np.zeros(Slot(5, 2).num_bytes, np.uint8)
     reply, params, header, grads = Slot(5, 2, memory).views()
