@@ -124,21 +124,17 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
             f"network = {config.network!r} does not take the observations of env = {config.env!r},"
             f" of shape {plan.env.observation_shape}: must be {right}"
         )
-    _make_folder(options.output.parent)
-    stack.enter_context(writer_lock(options.output))
+    try:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(writer_lock(options.output))
+    except OSError as error:
+        folder = str(options.output.parent)
+        raise ValueError(
+            f"output folder {folder!r} is not writable ({error.strerror}): choose another --output"
+        ) from None
     if options.output.exists() and not options.overwrite:
         _check_resumable(options.output, plan)
     return plan
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror
-        raise ValueError(f"output folder {str(folder)!r} cannot be made: {reason}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"output folder {str(folder)!r} is not writable: choose another --output")
 
 
 def _check_resumable(path: Path, plan: Plan) -> None:

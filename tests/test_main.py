@@ -49,7 +49,7 @@ def listing(folder):
         (3, ["--num-workers", 1], "3 ranks give 2 worker(s), but job smoke has num_workers = 1"),
         (3, ["--num-workers", 7], "mpirun -n 8"),
         (3, ["--hidden-sizes", "12,x"], "must be whole numbers with commas"),
-        (3, ["--output", "/proc/nowhere/run.h5"], "output folder '/proc/nowhere' cannot be made"),
+        (3, ["--output", "/proc/nowhere/run.h5"], "output folder '/proc/nowhere' is not writable"),
         (3, ["--transport", "pigeon"], "'pigeon' is not one of"),
     ],
 )

@@ -197,24 +197,16 @@ def fails(tmp_path, num_ranks, *arguments, program=("-m", "mpi_rl")):
 
 @pytest.mark.parametrize("transport", ["window", "message"])
 def test_a_crashing_environment_ends_all_ranks_with_its_traceback(tmp_path, transport):
-    result = fails(
-        tmp_path,
-        4,
-        "environment",
-        *LONG,
-        "--hidden-sizes",  # so long a message that it needs both ends to move
-        "512,512",
-        "--transport",
-        transport,
-        program=(ROOT / "tests" / "faults.py",),
-    )
+    # A network so large that a message moves only while both ends call MPI.
+    arguments = (*LONG, "--hidden-sizes", "512,512", "--transport", transport)
+    result = fails(tmp_path, 4, "environment", *arguments, program=(ROOT / "tests" / "faults.py",))
     assert "rank 2: RuntimeError: the lander's engine fell off" in result.stderr
     assert "in faulty" in result.stderr
     assert read_run(tmp_path / "run.h5").attributes["status"] == "failed"
     assert verify_run(tmp_path / "run.h5") == []
-    again = mpirun(4, *LONG, "--seed", 2, cwd=tmp_path)
+    again = mpirun(4, *arguments, "--seed", 2, cwd=tmp_path)
     assert again.returncode == 2 and "seed: 1 -> 2" in again.stderr
-    process = start(4, *LONG, cwd=tmp_path)  # a failed run is unfinished: it resumes
+    process = start(4, *arguments, cwd=tmp_path)  # a failed run is unfinished: it resumes
     line = process.stdout.readline()
     kill(process)
     assert "resumed at step" in line
