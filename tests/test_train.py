@@ -124,8 +124,11 @@ def test_ctrl_c_at_the_launcher_saves_the_run(tmp_path):
     wait_for(tmp_path / "run.h5", process)
     time.sleep(1)
     os.kill(process.pid, signal.SIGINT)
-    assert "the same command resumes run.h5" in finish(process).stdout
-    assert read_run(tmp_path / "run.h5").attributes["status"] == "checkpointed"
+    result = finish(process)
+    run = read_run(tmp_path / "run.h5")
+    assert run.attributes["status"] == "checkpointed"
+    if "Open MPI" not in run.attributes["mpi_library"]:  # which shows nothing more after Ctrl-C
+        assert result.returncode == 0 and "the same command resumes run.h5" in result.stdout
     assert verify_run(tmp_path / "run.h5") == []
 
 
