@@ -34,9 +34,7 @@ AXES = {"step": (1e6, "steps (millions)"), "wall_time_s": (3600.0, "hours of tra
 
 
 def running_average(returns: np.ndarray, decay: float = DECAY) -> np.ndarray:
-    """Return a_n = decay a_{n-1} + (1 - decay) r_n with a_0 = r_0, of episode returns r, (N,), in
-    order.
-    """
+    """Return a_n = decay a_{n-1} + (1 - decay) r_n, a_0 = r_0, of returns r, (N,), in order."""
     average = np.empty(len(returns))
     current = returns[0] if len(returns) else 0.0
     for n, value in enumerate(returns):
@@ -46,9 +44,7 @@ def running_average(returns: np.ndarray, decay: float = DECAY) -> np.ndarray:
 
 
 def pool(runs: list[Run]) -> dict[str, list[Run]]:
-    """Group runs by their settings other than the seed; the key says what is special to the
-    group.
-    """
+    """Group runs by their settings but the seed; the key says what is special to a group."""
     settings = [{key: value for key, value in run.config.items() if key != "seed"} for run in runs]
     varying = [
         key for key in settings[0] if len({json.dumps(one.get(key)) for one in settings}) > 1
@@ -61,9 +57,7 @@ def pool(runs: list[Run]) -> dict[str, list[Run]]:
 
 
 def on_grid(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return points of ``axis`` that all runs cover, (G,), and their running averages there, (runs,
-    G).
-    """
+    """Return points of ``axis`` that all runs cover, (G,), and their averages there, (runs, G)."""
     columns = [run.episodes[axis] for run in runs]
     grid = np.linspace(
         max(column[0] for column in columns), min(column[-1] for column in columns), GRID_POINTS
@@ -76,9 +70,7 @@ def on_grid(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def interval_of_mean(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bootstrap interval of the mean over runs, two (G,) arrays, for curves (runs,
-    G).
-    """
+    """Return the bootstrap interval, two (G,) arrays, of the mean over runs of curves (runs, G)."""
     result = bootstrap(
         (curves,),
         np.mean,

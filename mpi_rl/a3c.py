@@ -1,8 +1,8 @@
-"""A3C's worker: pull parameters, play a rollout, push its gradient (Mnih et al. 2016, algorithm
-S3).
+"""A3C's worker: pull parameters, play a rollout, push its gradient.
 
-The server is rank 0: where the paper's threads change shared parameters themselves, here it applies
-each gradient and answers with the newest parameters, so one message each way is both push and pull.
+This is algorithm S3 of Mnih et al. 2016. Where the paper's threads change shared parameters
+themselves, here the server applies each gradient and answers with the newest parameters, so one
+message each way is both push and pull.
 """
 
 from time import perf_counter

@@ -159,8 +159,9 @@ class Agent:
         )
 
     def learn(self, rollout: Rollout) -> Losses:
-        """Write the gradient of the rollout's loss into the slot's grads. Raises FloatingPointError
-        if it is not finite.
+        """Write the gradient of the rollout's loss into the slot's grads.
+
+        Raises FloatingPointError if it is not finite.
         """
         self._grads.fill(0)
         loss, losses = actor_critic_loss(self._network, rollout, self._config)
@@ -181,8 +182,7 @@ class Agent:
 def actor_critic_loss(
     network: ActorCritic, rollout: Rollout, config: Config
 ) -> tuple[torch.Tensor, Losses]:
-    """Return the loss of Mnih et al. 2016, algorithm S3, as a scalar tensor, and its parts
-    (grad_norm is 0).
+    """Return the loss of Mnih et al. 2016, algorithm S3, a scalar, and its parts (grad_norm 0).
 
     loss = 1/E sum_e sum_t [ -log pi(a|s) (R - V(s)) - entropy_coef H(pi(.|s)) + value_coef (R -
     V(s))^2 ], where R is the n-step return and the advantage R - V(s) is a constant for the
@@ -205,9 +205,7 @@ def actor_critic_loss(
 
 
 def _returns(network: ActorCritic, rollout: Rollout, gamma: float) -> np.ndarray:
-    """The rollout's n-step returns, (T, E), with the values they need taken under the rollout's own
-    parameters.
-    """
+    """Return the rollout's n-step returns, (T, E), with values under the rollout's parameters."""
     bootstrap = np.zeros(rollout.rewards.shape[1], np.float32)
     final_values = np.zeros_like(rollout.rewards)
     with torch.inference_mode():

@@ -1,5 +1,4 @@
-"""A run's settings: the defaults, job files (TOML) with their sweeps, and checks with useful
-answers.
+"""A run's settings: the defaults, job files (TOML) with their sweeps, and useful checks.
 
 A job file holds differences from the defaults and an optional ``[sweep]`` table. Its runs are the
 product of the sweep's axes in file order (the last axis varies fastest); the index that picks one
@@ -38,8 +37,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run computes. Budgets are in steps: one step is one agent
-    decision.
+    """Everything that decides what a run computes; one step is one agent decision.
 
     The defaults solve LunarLander-v3; ``jobs/lunar_lander.toml`` says why each was chosen.
     """
@@ -130,16 +128,12 @@ class Config:
 
 
 def config_from_json(text: str) -> Config:
-    """Return the settings in a run file's ``config`` attribute. Raises ValueError for settings this
-    version does not know.
-    """
+    """Return the settings in a run file's ``config``; ValueError for those not known here."""
     return make_config(json.loads(text), "the run file")
 
 
 def _checked(item: dataclasses.Field, value: Any) -> Any:
-    """Return ``value`` in its field's type, or raise ValueError naming the field, the value and
-    what would be right.
-    """
+    """Return ``value`` in its field's type; ValueError names field, value and what is right."""
     if item.type == tuple[int, ...]:
         if not isinstance(value, (list, tuple)) or not value:
             raise ValueError(
@@ -168,9 +162,7 @@ def _checked_scalar(item: dataclasses.Field, value: Any, kind: type) -> Any:
 
 
 def make_config(settings: dict[str, Any], source: str) -> Config:
-    """Return the defaults changed by ``settings``; ``source`` names where those came from in error
-    messages.
-    """
+    """Return the defaults changed by ``settings``, which errors say came from ``source``."""
     _check_names(settings, source)
     return Config(**settings)
 
@@ -188,18 +180,14 @@ def _check_names(settings: dict[str, Any], source: str) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A job file: its name, the settings that all its runs share, and the settings that vary, one
-    dict per index.
-    """
+    """A job file: its name, what all its runs share, and what varies, one dict per index."""
 
     name: str
     settings: dict[str, Any]
     sweep: list[dict[str, Any]]
 
     def config(self, index: int, overrides: dict[str, Any]) -> Config:
-        """Return the settings of run ``index``; ``overrides`` (command line) win. Raises ValueError
-        if out of range.
-        """
+        """Return the settings of run ``index``; ``overrides`` win. ValueError if out of range."""
         if not 0 <= index < len(self.sweep):
             raise ValueError(
                 f"index = {index}: job {self.name} has {len(self.sweep)} run(s), indices 0 to "
@@ -209,9 +197,7 @@ class Job:
 
 
 def load_job(path: str | None) -> Job:
-    """Read a job file; None gives the default job, which has no file. Raises ValueError for
-    anything unusable.
-    """
+    """Read a job file; None is the default job. Raises ValueError for anything unusable."""
     if path is None:
         return Job(DEFAULT_JOB, {}, [{}])
     try:

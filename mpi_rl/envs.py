@@ -183,15 +183,12 @@ def _emulator(
 
 
 def make_envs(spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> VectorTask | AleGame:
-    """Return ``num_envs`` environments of ``spec``; with render_mode 'rgb_array' they can
-    ``render()``.
-    """
+    """Return ``num_envs`` environments of ``spec``; render_mode 'rgb_array' lets them render."""
     return (VectorTask if spec.env in VECTOR_TASKS else AleGame)(spec, num_envs, render_mode)
 
 
 def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
-    """Return the spec of the task in a run's ``settings`` (its config, by name), after a look at
-    the task itself.
+    """Return the spec of the task that a run's ``settings`` name, after a look at the task.
 
     Raises ValueError naming the nearest known tasks if there is none of that name.
     """

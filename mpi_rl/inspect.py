@@ -8,9 +8,7 @@ from mpi_rl.runfile import STATUSES, is_locked, read_run
 
 
 def verify_run(path: str | Path) -> list[str]:
-    """Return what is wrong with a run file, one sentence each: checksums, lengths of columns, and
-    sums that must agree.
-    """
+    """Return what is wrong with a run file: checksums, lengths, sums that must agree."""
     try:
         run = read_run(path, with_state=True)
     except ValueError as error:

@@ -1,5 +1,4 @@
-"""Actor-critic networks whose parameters and gradients are views into two flat float32 vectors of
-shape (P,).
+"""Actor-critic networks as views of two flat float32 vectors, (P,): parameters and gradients.
 
 The vectors belong to the caller (a worker's slot): backward writes the gradient where the server
 reads it, and the server's reply changes the network without a copy.
@@ -59,9 +58,7 @@ class _Pixels(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """A policy and a value function, with or without a common trunk. Built without memory: see
-    ``bind``.
-    """
+    """A policy and a value function, perhaps with a common trunk; ``bind`` gives it memory."""
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -139,9 +136,7 @@ def num_params(spec: NetworkSpec) -> int:
 
 
 def bind(network: ActorCritic, params: np.ndarray, grads: np.ndarray | None = None) -> ActorCritic:
-    """Make the network's parameters (and gradients) views of ``params`` (and ``grads``), (P,)
-    float32; return it.
-    """
+    """Make the parameters (and gradients) views of ``params`` (``grads``), (P,) float32."""
     offset = 0
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -191,9 +186,7 @@ Policy = Callable[[np.ndarray], np.ndarray]
 
 
 def make_policy(network: ActorCritic, num_envs: int) -> Policy:
-    """Return the fastest way to act with ``network``: NumPy on the same vector for an mlp, torch
-    for images.
-    """
+    """Return the fastest way to act: NumPy on the same vector for an mlp, torch for images."""
     if any(isinstance(layer, nn.Conv2d) for layer in network.trunk):
         return _torch_policy(network)
     return _numpy_policy([*network.trunk, *network.policy], num_envs)

@@ -61,9 +61,7 @@ class Progress:
             self._live.stop()
 
     def show(self, moment: Moment, last: bool = False) -> None:
-        """Show ``moment``: always in the live view, else only when a period is over or it is the
-        ``last``.
-        """
+        """Show ``moment``; as plain lines once per period only, and when it is the ``last``."""
         now = monotonic()
         self._recent.append((now, moment.step))
         while now - self._recent[0][0] > RATE_WINDOW_S and len(self._recent) > 2:
@@ -72,7 +70,7 @@ class Progress:
         steps_per_s = (moment.step - old_step) / elapsed if elapsed > 0 else 0.0
         if self._live:
             self._live.update(self._view(moment, steps_per_s), refresh=True)
-        elif last or now - self._shown_s >= PLAIN_PERIOD_S:
+        elif last or (elapsed > 0 and now - self._shown_s >= PLAIN_PERIOD_S):
             self._shown_s = now
             print(plain_line(moment, steps_per_s), flush=True)
 
@@ -117,9 +115,7 @@ def plain_line(moment: Moment, steps_per_s: float) -> str:
 
 
 def time_left(moment: Moment, steps_per_s: float) -> str:
-    """Return the time to the budget's end at this speed as h:mm:ss, or ? where nothing is known
-    yet.
-    """
+    """Return the time to the budget's end at this speed as h:mm:ss, or ? before it is known."""
     if steps_per_s <= 0:
         return "?"
     seconds = round(max(0, moment.total_steps - moment.step) / steps_per_s)
@@ -146,7 +142,7 @@ def launcher_terminal() -> os.terminal_size | None:
 
 def _terminal_size(path: str) -> os.terminal_size | None:
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_APPEND)
+        handle = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:
         return None
     try:

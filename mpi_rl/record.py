@@ -22,8 +22,7 @@ def record(
     seed: int,
     greedy: bool,
 ) -> str:
-    """Play ``num_episodes`` with one snapshot of run file ``path``, write ``output``, and return
-    what happened.
+    """Play episodes with one snapshot of run file ``path``; return what happened.
 
     ``snapshot`` is 'best', 'last' or a step. Raises ValueError if the run has no such snapshot.
     """

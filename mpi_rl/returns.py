@@ -11,8 +11,7 @@ def n_step_returns(
     bootstrap_value: np.ndarray,
     gamma: float,
 ) -> np.ndarray:
-    """Return R_t of Mnih et al. 2016, algorithm S3, for a rollout of T steps in E environments side
-    by side.
+    """Return R_t of Mnih et al. 2016, algorithm S3, for T steps of E environments.
 
     R_t = r_t + gamma * R_{t+1} with R_T = bootstrap_value, and at the end of an episode
     R_t = r_t if it terminated, R_t = r_t + gamma * V(final observation) if it was truncated.

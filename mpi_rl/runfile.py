@@ -1,12 +1,10 @@
-"""The run file: one HDF5 file per run, both its record and its checkpoint. Writer and reader live
-here.
+"""The run file: one HDF5 file per run, its record and its checkpoint; writer and reader.
 
 Rank 0 rewrites the file whole (write beside, fsync, replace), so whatever is killed, the file on
 disk opens and agrees with itself; readers need no lock. A lock file beside it keeps a second writer
 out while the first lives.
 
-    /episodes /intervals /events /workers /snapshots /timing/worker /timing/server   tables: see
-    TABLES
+    /episodes /intervals /events /workers /snapshots /timing/{worker,server}    tables: see TABLES
     /staleness    (num_workers, K): how often worker w's gradient was s versions old when applied
     /snapshots/params    (N, P)
     /state    what resuming needs (unfinished runs only)
@@ -131,9 +129,7 @@ class Table:
 
 @dataclass
 class Run:
-    """A run file's content. Tables are dicts of equally long columns, (N,), named and typed as in
-    TABLES.
-    """
+    """A run file's content; tables are dicts of equally long columns, (N,), as in TABLES."""
 
     attributes: dict[str, Any]
     tables: dict[str, dict[str, np.ndarray]]
@@ -153,9 +149,7 @@ class Run:
 
 
 def write_run(path: Path, run: Run) -> None:
-    """Replace ``path`` by ``run`` in one step: a reader, or a crash, sees the old file or the new
-    one, whole.
-    """
+    """Replace ``path`` by ``run`` in one step: a crash leaves the old file or the new, whole."""
     beside = path.with_name(path.name + ".tmp")
     with h5py.File(beside, "w", locking="best-effort") as file:
         file.attrs.update(run.attributes)
@@ -192,9 +186,7 @@ def _write(file: h5py.File, name: str, values: np.ndarray, units: str) -> None:
 
 
 def read_run(path: str | Path, with_state: bool = False) -> Run:
-    """Return the content of a run file. Raises ValueError naming the file if it is not a readable
-    one of ours.
-    """
+    """Return a run file's content. Raises ValueError if it is not a readable one of ours."""
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             attributes = {
@@ -240,8 +232,7 @@ def _leaves(file: h5py.File, name: str) -> list[tuple[str, h5py.Dataset]]:
 
 @contextlib.contextmanager
 def writer_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of run file ``path``. Raises ValueError naming the writer that holds it
-    already.
+    """Hold the lock of run file ``path``. Raises ValueError naming a writer that has it.
 
     The kernel frees the lock when its holder dies, so a killed run leaves nothing to clean up. A
     file system without locks (some Lustre mounts) cannot refuse a second writer; a warning says so.

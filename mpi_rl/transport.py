@@ -1,5 +1,4 @@
-"""Pushes and replies between the server (rank 0) and its workers: one message each way, sleeping
-waits.
+"""Pushes and replies between server and workers: one message each way, sleeping waits.
 
 A worker's slot is one stretch of memory, ``reply | params[P] | header | grads[P]``:
 

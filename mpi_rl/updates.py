@@ -72,8 +72,7 @@ class SharedAdam:
 
 
 class MomentumSGD:
-    """velocity_w <- momentum velocity_w + d + weight_decay params; params <- params - learning_rate
-    velocity_w.
+    """v_w <- momentum v_w + d + weight_decay params; params <- params - learning_rate v_w.
 
     torch.optim.SGD's rule, with one velocity per worker w as in the Genkidama code, whose
     optimizers are private to each process while the parameters are shared.
@@ -82,10 +81,9 @@ class MomentumSGD:
     def __init__(
         self, params: np.ndarray, momentum: float, weight_decay: float, num_workers: int
     ) -> None:
-        self.statistics = (
-            {"velocity": np.zeros((num_workers, params.size), np.float32)} if momentum else {}
-        )
-        self._velocities = torch.from_numpy(self.statistics["velocity"]) if momentum else None
+        velocities = np.zeros((num_workers if momentum else 0, params.size), np.float32)
+        self.statistics = {"velocity": velocities}
+        self._velocities = torch.from_numpy(velocities)
         self._params = torch.from_numpy(params)
         self._momentum, self._weight_decay = momentum, weight_decay
 
@@ -93,7 +91,7 @@ class MomentumSGD:
         d = torch.from_numpy(grads)
         if self._weight_decay:
             d.add_(self._params, alpha=self._weight_decay)
-        if self._velocities is not None:
+        if self._momentum:
             d = self._velocities[worker].mul_(self._momentum).add_(d)
         self._params.add_(d, alpha=-learning_rate)
 

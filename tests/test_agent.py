@@ -35,9 +35,7 @@ def rollout(steps=4, envs=3, seed=0):
 
 
 def paper_loss(params, data, advantages_at):
-    """Algorithm S3 in slow loops and double precision; advantages' values are taken at
-    ``advantages_at``, as constants.
-    """
+    """Algorithm S3 in slow loops, in double; advantages are constants, of ``advantages_at``."""
 
     def forward(vector, observation):
         sizes = [18, 6, 24, 4, 6, 1]

@@ -47,7 +47,7 @@ def test_time_left(step, rate, expected):
 def test_plain_lines_come_once_per_period_and_at_the_end(capsys):
     with Progress("title") as progress:
         for step in range(5):
-            progress.show(moment(step=step, mean_return=math.nan))
+            progress.show(moment(step=1000 * step, mean_return=math.nan))
         progress.show(moment(step=10**6), last=True)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and "100.0 %" in lines[1]
+    assert len(lines) == 2 and "?" not in lines[0] and "100.0 %" in lines[1]

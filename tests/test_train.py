@@ -61,6 +61,15 @@ def test_one_worker_repeats_bit_for_bit_over_runs_and_transports(tmp_path):
     assert not np.array_equal(last_params(tmp_path / "e.h5"), first)
 
 
+def test_one_atari_worker_repeats_bit_for_bit_over_transports(tmp_path):
+    job = ("train", ROOT / "jobs/space_invaders.toml", "--envs-per-worker", 4, "--total-steps", 900)
+    for transport in ("window", "message"):
+        output = ("--transport", transport, "--output", f"{transport}.h5")
+        assert mpirun(2, *job, *output, cwd=tmp_path).returncode == 0
+    one, other = (last_params(tmp_path / f"{transport}.h5") for transport in ("window", "message"))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_atari_runs_end_cleanly(tmp_path):
     result = mpirun(
         3,
