@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpi_rl.commands import TrainOptions, answer, cli, parse
+from mpi_rl.commands import GROUP_OPTIONS, TrainOptions, answer, parse
 from mpi_rl.config import config_from_json, differences
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ SLURM_NAMES = (
 
 
 def main() -> None:
-    """Run the command line; ``train`` is what is meant when no command is named."""
+    """Run the command line; options or a job file without a command mean ``train``."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per rank, before torch is imported
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] not in (*cli.commands, "-h", "--help", "--version"):
+    first = arguments[0] if arguments else "--train"
+    if first.endswith(".toml") or first.startswith("-") and first not in GROUP_OPTIONS:
         arguments = ["train", *arguments]
     if arguments[0] == "train":
         sys.exit(_train(arguments))
@@ -197,7 +199,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
     else:
         python = os.path.relpath(sys.executable)
         python = python if len(python) < len(sys.executable) else sys.executable
-        plot = f"{python} -m analysis.learning_curves {options.output}"
+        plot = f"{python} -m analysis.learning_curves {shlex.quote(str(options.output))}"
         print(f"Done: {options.output}. Plot it with: {plot}", flush=True)
 
 

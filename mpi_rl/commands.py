@@ -12,6 +12,8 @@ import click
 from mpi_rl import __version__
 from mpi_rl.config import Config, load_job
 
+GROUP_OPTIONS = ("-h", "--help", "--version")  # before any command
+
 
 @dataclass(frozen=True)
 class TrainOptions:

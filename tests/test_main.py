@@ -119,6 +119,20 @@ def test_files_that_cannot_be_resumed_are_refused_and_kept(tmp_path, finished):
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def test_a_misspelt_command_is_not_taken_for_a_job(tmp_path):
+    result = mpi_rl("inspct", "x.h5", cwd=tmp_path)
+    assert result.returncode == 2 and "No such command 'inspct'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.mpi
+def test_a_job_file_or_an_option_alone_means_train(tmp_path):
+    result = mpirun(3, SMOKE, "--output", "a b/run.h5", cwd=tmp_path)
+    assert result.returncode == 0 and "learning_curves 'a b/run.h5'" in result.stdout
+    result = mpirun(1, "--index", 3, cwd=tmp_path)
+    assert result.returncode == 2 and "index = 3: job lunar_lander has 1 run" in result.stderr
+
+
 def test_list_prints_the_sweep(tmp_path):
     result = mpi_rl("list", ROOT / "jobs/space_invaders.toml", cwd=tmp_path)
     lines = result.stdout.splitlines()
