@@ -95,9 +95,7 @@ class Agent:
             0.0,
             0.0,
         )
-        self._last = (
-            steps  # where the last rollout ended: there lies the next one's first observation
-        )
+        self._last = steps  # where the last rollout ended, and the next one's first observation is
         self._episode_return, self._episode_length = np.zeros(envs), np.zeros(envs, np.int64)
 
     def reset(self) -> None:
