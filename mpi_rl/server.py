@@ -1,6 +1,5 @@
 """Rank 0: collect pushes, apply the update rule, reply, record."""
 
-import time
 from collections.abc import Callable
 from time import perf_counter
 
@@ -9,7 +8,7 @@ import numpy as np
 from mpi_rl.config import Config
 from mpi_rl.progress import Progress
 from mpi_rl.recorder import Recorder
-from mpi_rl.transport import SLEEP_FIRST_S, SLEEP_LAST_S, Command, Kind, ServerLink
+from mpi_rl.transport import Backoff, Command, Kind, ServerLink
 from mpi_rl.updates import UpdateRule, clip_by_norm, learning_rate_at
 
 SHOW_PERIOD_S = 1.0  # between two looks at the progress
@@ -35,30 +34,15 @@ def serve(
     reports an exception.
     """
 
-    def annealed(step: int) -> float:
-        rate, schedule = config.learning_rate, config.learning_rate_schedule
-        return learning_rate_at(step, rate, schedule, config.total_steps)
-
     def show(last: bool = False) -> None:
         progress.show(recorder.moment(len(active)), last)
 
-    active, pause = set(range(link.num_workers)), SLEEP_FIRST_S
-    shown = perf_counter()
+    active, backoff, shown = set(range(link.num_workers)), Backoff(spin), perf_counter()
     while active:
         began = perf_counter()
         arrived = link.poll()
         for worker in arrived:
-            rng_state = None
-            header = link.header(worker)
-            if header["kind"] == Kind.FAILED:
-                raise WorkerFailed(f"worker {worker} (rank {worker + 1}) failed")
-            if header["kind"] == Kind.JOIN:
-                rng_state = recorder.join(worker, header["rng_state"])
-            else:
-                learning_rate = annealed(recorder.step)
-                clip_by_norm(link.grads(worker), header["grad_norm"], config.max_grad_norm)
-                update_rule(link.grads(worker), learning_rate, worker)
-                recorder.push(worker, header, learning_rate, len(active))
+            rng_state = _take_in(link, worker, update_rule, recorder, config, len(active))
             updated = perf_counter()
             command = Command.CONTINUE
             if recorder.step >= config.total_steps or stop_requested():
@@ -69,10 +53,9 @@ def serve(
             recorder.serve_time(update=updated - began, reply=replied - updated)
             began = replied
         if arrived:
-            pause = SLEEP_FIRST_S
-        elif not spin:
-            time.sleep(pause)
-            pause = min(2 * pause, SLEEP_LAST_S)
+            backoff.reset()
+        else:
+            backoff.sleep()
         now = perf_counter()
         recorder.serve_time(idle=now - began)
         if now - shown >= SHOW_PERIOD_S:
@@ -83,3 +66,26 @@ def serve(
             recorder.serve_time(write=perf_counter() - now)
     recorder.finish("complete" if recorder.step >= config.total_steps else "checkpointed")
     show(last=True)
+
+
+def _take_in(
+    link: ServerLink,
+    worker: int,
+    update_rule: UpdateRule,
+    recorder: Recorder,
+    config: Config,
+    num_active_workers: int,
+) -> np.ndarray | None:
+    """Apply and record what ``worker`` sent; return the saved random state of one that joins."""
+    header, grads = link.header(worker), link.grads(worker)
+    if header["kind"] == Kind.FAILED:
+        raise WorkerFailed(f"worker {worker} (rank {worker + 1}) failed")
+    if header["kind"] == Kind.JOIN:
+        return recorder.join(worker, header["rng_state"])
+    learning_rate = learning_rate_at(
+        recorder.step, config.learning_rate, config.learning_rate_schedule, config.total_steps
+    )
+    clip_by_norm(grads, header["grad_norm"], config.max_grad_norm)
+    update_rule(grads, learning_rate, worker)
+    recorder.push(worker, header, learning_rate, num_active_workers)
+    return None

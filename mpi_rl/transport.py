@@ -80,13 +80,28 @@ def header_dtype(max_episodes: int) -> np.dtype:
     )
 
 
+class Backoff:
+    """Ever longer sleeps, SLEEP_FIRST_S to SLEEP_LAST_S; none at all with ``spin``."""
+
+    def __init__(self, spin: bool = False) -> None:
+        self._spin, self._pause = spin, SLEEP_FIRST_S
+
+    def sleep(self) -> None:
+        """Sleep, twice as long as the time before."""
+        if not self._spin:
+            time.sleep(self._pause)
+            self._pause = min(2 * self._pause, SLEEP_LAST_S)
+
+    def reset(self) -> None:
+        """Start again from the shortest sleep."""
+        self._pause = SLEEP_FIRST_S
+
+
 def wait_until(done: Callable[[], object], spin: bool = False) -> None:
-    """Call ``done`` until it is true, with ever longer sleeps in between (none with ``spin``)."""
-    pause = SLEEP_FIRST_S
+    """Call ``done`` until it is true, with a ``Backoff`` in between."""
+    backoff = Backoff(spin)
     while not done():
-        if not spin:
-            time.sleep(pause)
-            pause = min(2 * pause, SLEEP_LAST_S)
+        backoff.sleep()
 
 
 def sleeping_barrier(comm: MPI.Comm) -> None:
