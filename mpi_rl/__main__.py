@@ -5,7 +5,7 @@
     python -m mpi_rl inspect [--verify] FILE...
     python -m mpi_rl record FILE
 
-Without arguments LunarLander-v3 is trained, in about a minute, into results/lunar_lander/0.h5.
+Without arguments LunarLander-v3 is trained, in a minute or two, into results/lunar_lander/0.h5.
 Exit status: 0 done (or checkpointed, when told to stop), 1 a rank failed, 2 bad input: nothing was
 written.
 """

@@ -171,7 +171,7 @@ def _check_names(settings: dict[str, Any], source: str) -> None:
     names = [item.name for item in dataclasses.fields(Config)]
     for name in settings:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(name, [*names, "sweep"], n=3, cutoff=0.5)
             raise ValueError(
                 f"{source}: unknown key {name!r}; "
                 + (f"nearest valid: {', '.join(near)}" if near else f"valid: {', '.join(names)}")
@@ -216,7 +216,7 @@ def load_job(path: str | None) -> Job:
     for name, values in axes.items():
         if not isinstance(values, list) or not values:
             raise ValueError(
-                f"{path} [sweep]: {name} = {values!r}: must be a list of values to try"
+                f"{path} [sweep]: {name} = {values!r}: must be a list of one or more values to try"
             )
         if name in settings:
             raise ValueError(

@@ -38,6 +38,7 @@ def serve(
         progress.show(recorder.moment(len(active)), last)
 
     active, backoff, shown = set(range(link.num_workers)), Backoff(spin), perf_counter()
+    show()  # speed is measured from here on
     while active:
         began = perf_counter()
         arrived = link.poll()

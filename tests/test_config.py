@@ -80,6 +80,7 @@ def test_bad_settings_are_named_with_what_would_be_right(tmp_path, text, message
     [
         ("sweep = 3", "must be a table"),
         ("[sweep]\nsede = [1]", "unknown key 'sede'; nearest valid: seed"),
+        ("[sweeps]\nseed = [1]", "unknown key 'sweeps'; nearest valid: sweep"),
         ("[sweep]\nseed = 1", "seed = 1: must be a list"),
         ("[sweep]\nseed = []", r"seed = \[\]: must be a list"),
         ("seed = 1\n[sweep]\nseed = [1, 2]", "both a setting and a .sweep. axis"),

@@ -76,6 +76,12 @@ def test_each_push_is_applied_once_and_answered_with_the_newest_parameters(tmp_p
         assert sent[0] == pytest.approx(-sum(rates[:version]))
 
 
+def test_a_run_shorter_than_a_look_still_tells_its_speed(tmp_path, capsys):
+    run(tmp_path, ScriptedLink(1, [[0]] * 12))
+    *_, last = capsys.readouterr().out.splitlines()
+    assert "100.0 %" in last and " 0 steps/s" not in last and "?" not in last
+
+
 def test_workers_are_told_to_stop_at_the_budget_and_only_then(tmp_path):
     link = ScriptedLink(2, [[0, 1]] + [[0]] * 10 + [[1]])
     _, _, record = run(tmp_path, link)
