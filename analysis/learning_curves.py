@@ -1,4 +1,4 @@
-"""Draw episode returns against steps and hours from run files.
+"""Draw episode returns against steps and hours from run files, single or collected.
 
     python -m analysis.learning_curves FILE... [--output x.png]
 
@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from scipy.stats import bootstrap
 
-from mpi_rl.runfile import Run, read_run
+from mpi_rl.runfile import Run, read_runs
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -187,7 +187,7 @@ def main(files: tuple[Path, ...], output: Path | None) -> None:
             else files[0].with_name("learning_curves.png")
         )
     try:
-        plot([read_run(path) for path in files], output)
+        plot([run for path in files for run in read_runs(path)], output)
     except (ValueError, OSError) as error:
         print(f"learning_curves: {error}", file=sys.stderr)
         sys.exit(2)

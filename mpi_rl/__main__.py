@@ -1,7 +1,7 @@
 """Every rank's way through a command: rank 0 checks and serves, the others work.
 
     mpirun -n 9 python -m mpi_rl [train] [JOB] [--index I] [--any-field value]
-    python -m mpi_rl list JOB
+    python -m mpi_rl list|submit|collect JOB
     python -m mpi_rl inspect [--verify] FILE...
     python -m mpi_rl record FILE
 
@@ -13,6 +13,7 @@ written.
 import dataclasses
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -23,10 +24,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mpi_rl.commands import GROUP_OPTIONS, TrainOptions, answer, parse
-from mpi_rl.config import config_from_json, differences
+from mpi_rl.runfile import CannotWrite
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -40,7 +42,15 @@ SLURM_NAMES = (
     "SLURM_ARRAY_TASK_ID",
     "SLURM_JOB_NODELIST",
     "SLURM_CLUSTER_NAME",
+    "SLURM_RESTART_COUNT",
 )
+# What says how many ranks a launcher has started; the first one present is the innermost launcher.
+PROMISES = {
+    "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
+    "PMI_SIZE": "mpirun or srun --mpi=pmi2",
+    "SLURM_STEP_NUM_TASKS": "srun",
+}
+STOP_FILE_PERIOD_S = 1.0  # between two looks
 
 
 def main() -> None:
@@ -50,7 +60,7 @@ def main() -> None:
     first = arguments[0] if arguments else "--train"
     if first.endswith(".toml") or first.startswith("-") and first not in GROUP_OPTIONS:
         arguments = ["train", *arguments]
-    if arguments[0] == "train":
+    if arguments[0] == "train" and "--dry-run" not in arguments:
         sys.exit(_train(arguments))
     result, status = answer(lambda: parse(arguments))
     sys.exit(status or result)
@@ -78,6 +88,10 @@ def _train(arguments: list[str]) -> int:
     from mpi_rl.transport import sleeping_barrier
 
     comm = MPI.COMM_WORLD
+    if mismatch := _launch_mismatch(comm.size, MPI.Get_library_version()):
+        if _launcher_rank() == "0":
+            print(f"mpi_rl: {mismatch}", file=sys.stderr, flush=True)
+        return 2
     logging.basicConfig(level=logging.WARNING, format=f"rank {comm.rank}: %(message)s")
     with ExitStack() as stack:
         try:
@@ -91,8 +105,11 @@ def _train(arguments: list[str]) -> int:
             elif plan is not None:
                 _work(comm, plan)
             return status
-        except BaseException:
-            _print_traceback(comm.rank)
+        except BaseException as error:
+            if isinstance(error, CannotWrite):
+                print(f"mpi_rl: {error}", file=sys.stderr, flush=True)
+            else:
+                _print_traceback(comm.rank)
             stack.close()
             comm.Abort(1)  # an exception that leaves one rank would hang the others
             raise
@@ -103,8 +120,8 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
     options = parse(arguments)
     if not isinstance(options, TrainOptions):  # --help has been answered
         return None
-    from mpi_rl.envs import env_spec
     from mpi_rl.runfile import writer_lock
+    from mpi_rl.standing import standing, task_of
 
     num_workers = options.config.num_workers or num_ranks - 1
     if num_ranks < 2:
@@ -119,13 +136,7 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
             f" --num-workers {num_ranks - 1}"
         )
     config = dataclasses.replace(options.config, num_workers=num_workers)
-    plan = Plan(dataclasses.replace(options, config=config), env_spec(dataclasses.asdict(config)))
-    if (config.network == "mlp") != (len(plan.env.observation_shape) == 1):
-        right = "atari_2013 or atari_2015" if config.network == "mlp" else "mlp"
-        raise ValueError(
-            f"network = {config.network!r} does not take the observations of env = {config.env!r},"
-            f" of shape {plan.env.observation_shape}: must be {right}"
-        )
+    plan = Plan(dataclasses.replace(options, config=config), task_of(config))
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(writer_lock(options.output))
@@ -134,28 +145,12 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
         raise ValueError(
             f"output folder {folder!r} is not writable ({error.strerror}): choose another --output"
         ) from None
-    if options.output.exists() and not options.overwrite:
-        _check_resumable(options.output, plan)
+    if not options.overwrite and standing(options.output, config, plan.env)[0] == "complete":
+        raise ValueError(
+            f"{options.output}: this run is complete; --overwrite trains it again, --output keeps"
+            " both"
+        )
     return plan
-
-
-def _check_resumable(path: Path, plan: Plan) -> None:
-    """Raise ValueError unless ``path`` holds an unfinished run of the same plan."""
-    from mpi_rl.runfile import read_run
-
-    run = read_run(path, with_state=True)
-    if run.attributes["status"] == "complete":
-        raise ValueError(
-            f"{path}: this run is complete; --overwrite trains it again, --output keeps both"
-        )
-    changed = differences(config_from_json(run.attributes["config"]), plan.options.config)
-    if run.attributes["env_spec_hash"] != plan.env.hash() and not changed:
-        changed = [f"environment: {run.attributes['env_spec']} -> {plan.env.to_json()}"]
-    if changed:
-        raise ValueError(
-            f"{path}: unfinished, and of another configuration ({'; '.join(changed)}); give the"
-            " old settings to resume it, --overwrite to start afresh, or another --output"
-        )
 
 
 def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
@@ -182,13 +177,17 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
     if options.output.exists() and not options.overwrite:
         recorder.resume()
     recorder.write()
-    stop = _catch_signals()
+    stop_requested = _stop_requests(options.stop_file)
     title = f"{options.job}[{options.index}]: {config.env}, {link.num_workers} workers"
     title += f" -> {options.output}"
     print(title + (f", resumed at step {recorder.step:,}" if recorder.step else ""), flush=True)
     try:
         with Progress(title) as progress:
-            serve(link, params, update_rule, recorder, progress, config, stop, options.spin)
+            serve(
+                link, params, update_rule, recorder, progress, config, stop_requested, options.spin
+            )
+    except CannotWrite:
+        raise
     except BaseException:
         recorder.finish("failed")
         raise
@@ -232,17 +231,29 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
     link.close()
 
 
-def _catch_signals() -> Callable[[], bool]:
-    """Return a function that says whether Ctrl-C or SIGTERM came; a second one ends us at once."""
-    caught: list[int] = []
+def _stop_requests(stop_file: Path | None) -> Callable[[], str]:
+    """Return a function that says what asks for a stop, '' while nothing does.
+
+    That is Ctrl-C or SIGTERM, of which a second one ends us at once, or the stop file.
+    """
+    caught: list[str] = []
+    looked_s = -math.inf
 
     def note(number: int, frame: object) -> None:
-        caught.append(number)
+        caught.append(signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
+
+    def requested() -> str:
+        nonlocal looked_s
+        if stop_file is not None and monotonic() - looked_s >= STOP_FILE_PERIOD_S:
+            looked_s = monotonic()
+            if stop_file.exists():  # a script may write the reason in it
+                caught.append(stop_file.read_text().strip() or "the stop file")
+        return caught[0] if caught else ""
 
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
-    return lambda: bool(caught)
+    return requested
 
 
 def _print_traceback(rank: int) -> None:
@@ -277,6 +288,24 @@ def _launcher_rank() -> str:
     """Return this process's rank as its launcher tells it, before MPI starts."""
     names = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
     return next((os.environ[name] for name in names if name in os.environ), "0")
+
+
+def _launch_mismatch(num_ranks: int, library: str) -> str:
+    """Say how the launcher's number of ranks and MPI's differ; '' if they agree."""
+    for name, launcher in PROMISES.items():
+        if name in os.environ:
+            promised = int(os.environ[name])
+            break
+    else:
+        return ""
+    if promised == num_ranks:
+        return ""
+    family = "Open MPI" if "Open MPI" in library else library.split(maxsplit=1)[0]
+    right = "its own mpirun" if family == "Open MPI" else "its own mpirun, or srun --mpi=pmi2"
+    return (
+        f"{launcher} started {promised} rank(s) ({name}), but MPI ({family}) sees {num_ranks}:"
+        f" launcher and library do not match; {family} needs {right}"
+    )
 
 
 def _git_commit() -> dict[str, Any]:

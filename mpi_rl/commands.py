@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mpi_rl import __version__
-from mpi_rl.config import Config, load_job
+from mpi_rl.config import Config, Job, load_job
 
 GROUP_OPTIONS = ("-h", "--help", "--version")  # before any command
 
@@ -26,6 +26,7 @@ class TrainOptions:
     overwrite: bool
     by_message: bool  # no shared window, not even on the server's node
     spin: bool
+    stop_file: Path | None  # stop when this appears
 
 
 def _setting_options(command: click.Command) -> click.Command:
@@ -73,6 +74,16 @@ def cli() -> None:
     ),
 )
 @click.option("--spin", is_flag=True, help="wait busily: for machines with a core for every rank")
+@click.option(
+    "--stop-file",
+    type=click.Path(path_type=Path),
+    help="save and stop, as after Ctrl-C, once this file exists",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="check the request and say where its run stands, without starting it (or MPI)",
+)
 def train(
     job: str | None,
     index: int,
@@ -80,36 +91,49 @@ def train(
     overwrite: bool,
     transport: str,
     spin: bool,
+    stop_file: Path | None,
+    dry_run: bool,
     **settings: Any,
-) -> TrainOptions:
+) -> TrainOptions | None:
     """Train: rank 0 serves, all other ranks work. Run it under mpirun or srun.
 
     JOB is a job file like jobs/cartpole.toml; without one, LunarLander-v3 is trained. An unfinished
     run file is resumed.
     """
-    overrides = {name: value for name, value in settings.items() if value is not None}
-    if "hidden_sizes" in overrides:
-        try:
-            overrides["hidden_sizes"] = [int(size) for size in overrides["hidden_sizes"].split(",")]
-        except ValueError:
-            raise ValueError(
-                f"hidden_sizes = {overrides['hidden_sizes']!r}: must be whole numbers with commas"
-                " between, like 128,128"
-            ) from None
     loaded = load_job(job)
-    config = loaded.config(index, overrides)
+    config = loaded.config(index, _overrides(settings))
+    output = output or _run_path(loaded, index)
+    if dry_run:
+        from mpi_rl.standing import standing, task_of
+
+        task = task_of(config)
+        state, step = ("new", 0) if overwrite else standing(output, config, task)
+        print(f"{state}: {output}, step {step:,} of {config.total_steps:,}")
+        return None
     return TrainOptions(
-        loaded.name,
-        index,
-        config,
-        output or Path("results", loaded.name, f"{index}.h5"),
-        overwrite,
-        transport == "message",
-        spin,
+        loaded.name, index, config, output, overwrite, transport == "message", spin, stop_file
     )
 
 
 _setting_options(train)
+
+
+def _run_path(job: Job, index: int) -> Path:
+    return Path("results", job.name, f"{index}.h5")
+
+
+def _overrides(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that were given on the command line."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "hidden_sizes" in given:
+        try:
+            given["hidden_sizes"] = [int(size) for size in given["hidden_sizes"].split(",")]
+        except ValueError:
+            raise ValueError(
+                f"hidden_sizes = {given['hidden_sizes']!r}: must be whole numbers with commas"
+                " between, like 128,128"
+            ) from None
+    return given
 
 
 @cli.command("list")
@@ -125,6 +149,116 @@ def list_runs(job: str) -> None:
         )
 
 
+@cli.command("submit")
+@click.argument("job")
+@click.option("--dry-run", is_flag=True, help="print the sbatch lines; submit nothing")
+@click.option(
+    "--ntasks", type=click.IntRange(2), help="ranks per run, where the job leaves that open"
+)
+@click.option("--throttle", type=click.IntRange(1), help="most runs at once  [default: all]")
+@click.option("--profile", envvar="PROFILE", help="settings of a site: slurm/profiles/<this>.env")
+@click.option(
+    "--sbatch", multiple=True, help="one more option for sbatch, like --sbatch=--time=8:00:00"
+)
+def submit_job(
+    job: str,
+    dry_run: bool,
+    ntasks: int | None,
+    throttle: int | None,
+    profile: str | None,
+    sbatch: tuple[str, ...],
+    **settings: Any,
+) -> None:
+    """Queue what is left of JOB's sweep in Slurm: job arrays, then a job that collects.
+
+    Runs that are complete, or in the queue already, are left out: after a failure the same command
+    submits the rest. Settings given here hold for all runs. Without a num_workers in the job, runs
+    have the number of ranks that the script in slurm/ asks for.
+    """
+    from mpi_rl.standing import standing, task_of
+    from mpi_rl.submit import batches, collect_batch, queued, send
+
+    loaded, overrides, num_ranks = load_job(job), _overrides(settings), {}
+    try:
+        waiting = queued(loaded.name)
+    except ValueError as error:
+        if not dry_run:
+            raise
+        waiting = set()
+        print(f"# the queue is not known: {str(error).splitlines()[0]}")
+    complete = 0
+    for index in range(len(loaded.sweep)):
+        config = loaded.config(index, overrides)
+        if config.num_workers and ntasks not in (None, config.num_workers + 1):
+            raise ValueError(
+                f"ntasks = {ntasks}: run {index} has num_workers = {config.num_workers}, which"
+                f" takes {config.num_workers + 1}"
+            )
+        state, _ = standing(_run_path(loaded, index), config, task_of(config))
+        complete += state == "complete"
+        if state != "complete" and index not in waiting:
+            num_ranks[index] = config.num_workers + 1 if config.num_workers else ntasks or 0
+    print(f"# {loaded.name}: {len(loaded.sweep)} run(s), {complete} complete,", end=" ")
+    print(f"{len(waiting)} in the queue, {len(num_ranks)} to submit", flush=True)
+    if not num_ranks:
+        return
+    words = [
+        word
+        for name, value in settings.items()
+        if value is not None
+        for word in _as_option(name, value)
+    ]
+    arrays = batches(job, loaded.name, num_ranks, words, profile, throttle, list(sbatch))
+    ids = []
+    for number, batch in enumerate(arrays):
+        print(f"array{number}=$({batch})" if dry_run else batch, flush=True)
+        ids.append(f"$array{number}" if dry_run else send(batch))
+    last = collect_batch(loaded.name, ids, arrays[0])
+    print(last, flush=True)
+    if not dry_run:
+        print(f"Submitted: job(s) {', '.join(ids)}; then {send(last)} collects")
+
+
+_setting_options(submit_job)
+
+
+def _as_option(name: str, value: Any) -> list[str]:
+    """Return the words that give a setting on the command line."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", str(value)]
+
+
+@cli.command("collect")
+@click.argument("job")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="where the run files are  [default: results/<job>]",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="collected file  [default: results/<job>.h5]",
+)
+def collect_runs(job: str, folder: Path | None, output: Path | None) -> int:
+    """Merge the complete runs of JOB's sweep into one file; exit status 1 if any is missing.
+
+    Every run is checked: complete, sound, and of the same configuration but for the sweep. The same
+    command can be given again: runs that the file holds already stay in it.
+    """
+    from mpi_rl.collect import collect
+
+    loaded = load_job(job)
+    output = output or Path("results", f"{loaded.name}.h5")
+    problems = collect(loaded, folder or Path("results", loaded.name), output)
+    print(f"{output}: {len(loaded.sweep) - len(problems)} of {len(loaded.sweep)} run(s)")
+    for problem in problems:
+        print(f"missing: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
 @cli.command("inspect")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -133,7 +267,7 @@ def list_runs(job: str) -> None:
     help="check checksums, lengths and sums; exit status 1 if anything is wrong",
 )
 def inspect_runs(files: tuple[Path, ...], verify: bool) -> int:
-    """Print what run files hold."""
+    """Print what run files, single or collected, hold."""
     from mpi_rl.inspect import summary, verify_run
 
     problems = []

@@ -1,30 +1,36 @@
-"""``mpi_rl inspect``: what a run file holds, and whether it agrees with itself."""
+"""``mpi_rl inspect``: what run files hold, and whether they agree with themselves."""
 
 from pathlib import Path
 
 import numpy as np
 
-from mpi_rl.runfile import STATUSES, is_locked, read_run
+from mpi_rl.runfile import STATUSES, Run, is_locked, read_runs
 
 
 def verify_run(path: str | Path) -> list[str]:
-    """Return what is wrong with a run file: checksums, lengths, sums that must agree."""
+    """Return what is wrong with a run file or a collected one, its checksums included."""
     try:
-        run = read_run(path, with_state=True)
+        runs = read_runs(path, with_state=True)
     except ValueError as error:
         return [str(error)]
+    names = [f"{path}"] if len(runs) == 1 else [f"{path}: run {_index(run)}" for run in runs]
+    return [f"{name}: {problem}" for name, run in zip(names, runs) for problem in problems_of(run)]
+
+
+def problems_of(run: Run) -> list[str]:
+    """Return what disagrees in a run: lengths, sums, orders."""
     attributes, tables, config = run.attributes, run.tables, run.config
     workers, episodes, intervals = tables["workers"], tables["episodes"], tables["intervals"]
     problems = [
-        f"{path}: /{name}: columns of different lengths"
+        f"/{name}: columns of different lengths"
         for name, columns in tables.items()
         if len({len(column) for column in columns.values()}) > 1
     ]
     num_workers = len(workers["worker_id"])
     if not np.isin(episodes["worker_id"], np.arange(num_workers)).all():
-        problems.append(f"{path}: episodes of workers that do not exist")
+        problems.append("episodes of workers that do not exist")
     if run.staleness.shape[0] != num_workers:
-        problems.append(f"{path}: /staleness has {run.staleness.shape[0]} rows, not {num_workers}")
+        problems.append(f"/staleness has {run.staleness.shape[0]} rows, not {num_workers}")
     if problems:
         return problems
     period, rollout = config["interval_period_steps"], config["n_steps"] * config["envs_per_worker"]
@@ -64,15 +70,25 @@ def verify_run(path: str | Path) -> list[str]:
         ),
         "unfinished, but without the state that resuming needs": complete or "params" in run.state,
     }
-    return [f"{path}: {problem}" for problem, fine in checks.items() if not fine]
+    return [problem for problem, fine in checks.items() if not fine]
 
 
 def summary(path: str | Path) -> str:
-    """Return a run file's one-paragraph summary for a person."""
-    run = read_run(path)
+    """Return a paragraph for a person, or one per run of a collected file."""
+    runs = read_runs(path)
+    if len(runs) == 1:
+        return _paragraph(runs[0], f"{path}", is_locked(Path(path)))
+    return "\n".join(_paragraph(run, f"{path}: run {_index(run)}", False) for run in runs)
+
+
+def _index(run: Run) -> int:
+    return run.attributes["index"]
+
+
+def _paragraph(run: Run, name: str, locked: bool) -> str:
     attributes, config, returns = run.attributes, run.config, run.episodes["episode_return"]
     status = attributes["status"]
-    if status == "running" and not is_locked(Path(path)):
+    if status == "running" and not locked:
         status = "interrupted (the same command resumes it)"
     seconds = attributes["wall_time_s"]
     counts = run.staleness.sum(axis=0)
@@ -89,7 +105,7 @@ def summary(path: str | Path) -> str:
     )
     return "\n".join(
         [
-            f"{path}",
+            name,
             (
                 f"  status     {status}, job {attributes['job']}[{attributes['index']}], seed"
                 f" {config['seed']}, restarted {attributes['restart_count']} times"

@@ -16,6 +16,7 @@ from rich.table import Table
 PLAIN_PERIOD_S = 10.0
 RATE_WINDOW_S = 20.0  # steps/s are measured over this long
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
+DAEMONS = ("prted", "orted")  # give their ranks terminals of their own, far from any person
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def launcher_terminal() -> os.terminal_size | None:
     while pid > 1:
         try:
             name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+            if name in DAEMONS:
+                return None
             if name in LAUNCHERS:
                 return _terminal_size(f"/proc/{pid}/fd/1")
             pid = int(rest.split()[1])

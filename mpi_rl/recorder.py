@@ -8,10 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpi_rl.progress import Moment
-from mpi_rl.runfile import SCHEMA, SCHEMA_VERSION, TABLES, Run, Table, read_run, utc_now, write_run
+from mpi_rl.runfile import (
+    KILLED,
+    RESUMED,
+    SCHEMA,
+    SCHEMA_VERSION,
+    TABLES,
+    Run,
+    Table,
+    read_run,
+    utc_now,
+    write_run,
+)
 
 RECENT_EPISODES = 100  # episodes that a run's current mean return is taken over
-RESUMED = "resumed with fresh episodes: emulator states are not saved"
 _SUMS = ("policy_loss", "value_loss", "entropy", "grad_norm", "staleness")
 
 
@@ -214,7 +224,7 @@ class Recorder:
         self.write(status)
 
     def write(self, status: str = "running") -> None:
-        """Write the whole record, atomically. Raises OSError if the disk will not take it."""
+        """Write the whole record, atomically. Raises CannotWrite if the disk will not take it."""
         attributes = {
             **self.attributes,
             "status": status,
@@ -273,4 +283,6 @@ class Recorder:
         for name, values in self._statistics.items():
             values[:] = state[f"update_rule/{name}"]
         self.start_clock()
+        if old["status"] == "running":
+            self.event(KILLED)
         self.event(RESUMED)

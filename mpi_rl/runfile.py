@@ -1,4 +1,4 @@
-"""The run file: one HDF5 file per run, its record and its checkpoint; writer and reader.
+"""The HDF5 files: one per run, its record and its checkpoint, and one per collected sweep.
 
 Rank 0 rewrites the file whole (write beside, fsync, replace), so whatever is killed, the file on
 disk opens and agrees with itself; readers need no lock. A lock file beside it keeps a second writer
@@ -8,6 +8,9 @@ out while the first lives.
     /staleness    (num_workers, K): how often worker w's gradient was s versions old when applied
     /snapshots/params    (N, P)
     /state    what resuming needs (unfinished runs only)
+
+A collected file has such a file's content in /runs/<index> for each run of a job, and /settings, a
+table with a row per run: its index and every setting.
 """
 
 import contextlib
@@ -17,9 +20,10 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +32,14 @@ import h5py
 import numpy as np
 
 SCHEMA = "mpi_rl run"
-SCHEMA_VERSION = 1
+COLLECTION_SCHEMA = "mpi_rl collection"
+SCHEMA_VERSION = 1  # of both
 REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
 ).split()
+KILLED = "killed: what came after this step was not saved"  # kinds of events
+RESUMED = "resumed with fresh episodes: emulator states are not saved"
 STATUSES = ("running", "checkpointed", "complete", "failed")
 _WHEN = {"step": ("q", "steps"), "version": ("q", "updates"), "wall_time_s": ("d", "s")}
 TABLES: dict[str, dict[str, tuple[str, str]]] = (
@@ -92,6 +99,10 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
 )
 
 
+class CannotWrite(OSError):
+    """A file could not be replaced; its old content stands."""
+
+
 class Table:
     """Columns of equal length that grow row by row."""
 
@@ -149,9 +160,9 @@ class Run:
 
 
 def write_run(path: Path, run: Run) -> None:
-    """Replace ``path`` by ``run`` in one step: a crash leaves the old file or the new, whole."""
-    beside = path.with_name(path.name + ".tmp")
-    with h5py.File(beside, "w", locking="best-effort") as file:
+    """Replace ``path`` by ``run``. Raises CannotWrite, with ``path`` as it was, if need be."""
+
+    def fill(file: h5py.File) -> None:
         file.attrs.update(run.attributes)
         for name, columns in run.tables.items():
             for key, column in columns.items():
@@ -161,15 +172,63 @@ def write_run(path: Path, run: Run) -> None:
         _write(file, "snapshots/params", run.snapshot_params, "1")
         for key, values in run.state.items():
             _write(file, f"state/{key}", values, "1")
-    with open(beside, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(beside, path)
+
+    _replace(path, fill)
+
+
+def write_collection(
+    path: Path, attributes: dict[str, Any], runs: dict[int, Path], settings: dict[str, list[Any]]
+) -> None:
+    """Replace ``path`` by a collection of ``runs``, by index; each comes from its run file.
+
+    ``path`` itself stands for the run that it has already. ``settings`` are the columns of
+    /settings, a row per run. Raises CannotWrite, with ``path`` as it was, if need be.
+    """
+
+    def fill(file: h5py.File) -> None:
+        file.attrs.update({"schema": COLLECTION_SCHEMA, "schema_version": SCHEMA_VERSION})
+        file.attrs.update(attributes)
+        for index, source in runs.items():
+            with h5py.File(source, "r", locking="best-effort") as other:
+                run = other[f"runs/{index}"] if source == path else other
+                copy = file.create_group(f"runs/{index}")
+                copy.attrs.update(run.attrs)
+                for name in run:
+                    run.copy(name, copy)
+        for name, values in settings.items():
+            text = any(isinstance(value, str) for value in values)
+            _write(file, f"settings/{name}", _encoded(values) if text else np.array(values), "1")
+
+    _replace(path, fill)
+
+
+def _replace(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    """Write a file anew in one step: a crash leaves the old one or the new one, whole."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with h5py.File(beside, "w", locking="best-effort") as file:
+            fill(file)
+        with open(beside, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # h5py has either for a full disk
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise CannotWrite(
+            f"{path}: cannot be written ({_cause(error)}); what it held is kept"
+        ) from None
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
 
 
-def _encoded(texts: np.ndarray) -> np.ndarray:
+def _cause(error: Exception) -> str:
+    """Return the system's reason inside one of HDF5's long messages."""
+    found = re.search(r"error message = '([^']+)'", str(error))
+    return found[1] if found else getattr(error, "strerror", None) or str(error)
+
+
+def _encoded(texts: Iterable[str]) -> np.ndarray:
     """Texts as UTF-8 of one length: HDF5 keeps no checksums of texts of varying length."""
     data = [text.encode() for text in texts]
     return np.array(data, h5py.string_dtype("utf-8", max(map(len, data), default=1)))
@@ -187,41 +246,70 @@ def _write(file: h5py.File, name: str, values: np.ndarray, units: str) -> None:
 
 def read_run(path: str | Path, with_state: bool = False) -> Run:
     """Return a run file's content. Raises ValueError if it is not a readable one of ours."""
+    with _opened(path) as file:
+        if file.attrs["schema"] == COLLECTION_SCHEMA:
+            raise ValueError(
+                f"{path}: a collection of {len(file['runs'])} runs, where one run's file is needed"
+            )
+        return _read(str(path), file, with_state)
+
+
+def read_runs(path: str | Path, with_state: bool = False) -> list[Run]:
+    """Return the run of a run file, or all runs of a collected one, in the order of their indices.
+
+    Raises ValueError as ``read_run`` does.
+    """
+    with _opened(path) as file:
+        if file.attrs["schema"] != COLLECTION_SCHEMA:
+            return [_read(str(path), file, with_state)]
+        names = sorted(file["runs"], key=int)
+        return [_read(f"{path}: run {name}", file[f"runs/{name}"], with_state) for name in names]
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[h5py.File]:
+    """Open one of our files; ValueError for what is not one, or breaks while it is read."""
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
-            attributes = {
-                key: value.item() if isinstance(value, np.generic) else value
-                for key, value in file.attrs.items()
-            }
-            if attributes.get("schema") != SCHEMA:
+            schema = file.attrs.get("schema")
+            if schema not in (SCHEMA, COLLECTION_SCHEMA):
                 raise ValueError(
-                    f"{path}: an HDF5 file, but not a run file: its schema is "
-                    f"{attributes.get('schema')!r}, not {SCHEMA!r}"
+                    f"{path}: an HDF5 file, but not a run file: its schema is {schema!r}, not"
+                    f" {SCHEMA!r}"
                 )
-            if attributes["schema_version"] > SCHEMA_VERSION:
+            if file.attrs["schema_version"] > SCHEMA_VERSION:
                 raise ValueError(
-                    f"{path}: schema version {attributes['schema_version']} is newer than this"
+                    f"{path}: schema version {file.attrs['schema_version']} is newer than this"
                     f" program's {SCHEMA_VERSION}: use a newer mpi_rl"
                 )
-            absent = [name for name in REQUIRED_ATTRIBUTES if name not in attributes]
-            if absent:
-                raise ValueError(f"{path}: a damaged run file: without {', '.join(absent)}")
-            tables = {
-                name: {
-                    key: file[name][key].asstr()[:] if code == "s" else file[name][key][:]
-                    for key, (code, _) in columns.items()
-                }
-                for name, columns in TABLES.items()
-            }
-            state = {key: value[()] for key, value in _leaves(file, "state")} if with_state else {}
-            return Run(attributes, tables, file["staleness"][:], file["snapshots/params"][:], state)
+            yield file
     except FileNotFoundError:
         raise ValueError(f"{path}: no such run file") from None
     except (OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path}: not a readable run file, perhaps truncated ({error})") from None
 
 
-def _leaves(file: h5py.File, name: str) -> list[tuple[str, h5py.Dataset]]:
+def _read(name: str, group: h5py.Group, with_state: bool = False) -> Run:
+    """Return the run that ``group``, called ``name`` in errors, holds."""
+    attributes = {
+        key: value.item() if isinstance(value, np.generic) else value
+        for key, value in group.attrs.items()
+    }
+    absent = [key for key in REQUIRED_ATTRIBUTES if key not in attributes]
+    if absent:
+        raise ValueError(f"{name}: a damaged run file: without {', '.join(absent)}")
+    tables = {
+        table: {
+            key: group[table][key].asstr()[:] if code == "s" else group[table][key][:]
+            for key, (code, _) in columns.items()
+        }
+        for table, columns in TABLES.items()
+    }
+    state = {key: value[()] for key, value in _leaves(group, "state")} if with_state else {}
+    return Run(attributes, tables, group["staleness"][:], group["snapshots/params"][:], state)
+
+
+def _leaves(file: h5py.Group, name: str) -> list[tuple[str, h5py.Dataset]]:
     found: list[tuple[str, h5py.Dataset]] = []
     if name in file:
         file[name].visititems(
@@ -231,14 +319,16 @@ def _leaves(file: h5py.File, name: str) -> list[tuple[str, h5py.Dataset]]:
 
 
 @contextlib.contextmanager
-def writer_lock(path: Path) -> Iterator[None]:
+def writer_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock of run file ``path``. Raises ValueError naming a writer that has it.
+
+    With ``wait`` its end is waited for instead.
 
     The kernel frees the lock when its holder dies, so a killed run leaves nothing to clean up. A
     file system without locks (some Lustre mounts) cannot refuse a second writer; a warning says so.
     """
     lock = path.with_name(path.name + ".lock")
-    handle = _lock(lock, path)
+    handle = _lock(lock, path, wait)
     job = os.environ.get("SLURM_JOB_ID")
     os.truncate(handle, 0)
     writer = f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}"
@@ -250,11 +340,11 @@ def writer_lock(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(lock: Path, path: Path) -> int:
+def _lock(lock: Path, path: Path, wait: bool) -> int:
     """Open and lock ``lock``; once more if its holder was just removing it."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         writer = os.read(handle, 200).decode().strip()
         os.close(handle)
@@ -269,7 +359,7 @@ def _lock(lock: Path, path: Path) -> int:
         return handle
     if not lock.exists() or os.stat(lock).st_ino != os.fstat(handle).st_ino:
         os.close(handle)
-        return _lock(lock, path)
+        return _lock(lock, path, wait)
     return handle
 
 

@@ -25,12 +25,13 @@ def serve(
     recorder: Recorder,
     progress: Progress,
     config: Config,
-    stop_requested: Callable[[], bool],
+    stop_requested: Callable[[], str],
     spin: bool = False,
 ) -> None:
     """Serve until the budget is spent or a stop is requested, and every worker has been told.
 
-    ``params``, (P,), is changed in place by ``update_rule``. Raises WorkerFailed when a worker
+    ``params``, (P,), is changed in place by ``update_rule``; ``stop_requested`` returns the reason
+    for a stop, '' while there is none. Raises WorkerFailed when a worker
     reports an exception.
     """
 
@@ -38,6 +39,7 @@ def serve(
         progress.show(recorder.moment(len(active)), last)
 
     active, backoff, shown = set(range(link.num_workers)), Backoff(spin), perf_counter()
+    reason = ""
     show()  # speed is measured from here on
     while active:
         began = perf_counter()
@@ -45,8 +47,10 @@ def serve(
         for worker in arrived:
             rng_state = _take_in(link, worker, update_rule, recorder, config, len(active))
             updated = perf_counter()
+            if not reason and (reason := stop_requested()):
+                recorder.event(f"stopped by {reason}")
             command = Command.CONTINUE
-            if recorder.step >= config.total_steps or stop_requested():
+            if reason or recorder.step >= config.total_steps:
                 command = Command.STOP
                 active.remove(worker)
             link.reply(worker, params, recorder.version, command, rng_state)

@@ -1,0 +1,106 @@
+"""``mpi_rl collect``: the runs of a sweep, checked and merged into one file."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from mpi_rl.config import Config, Job, config_from_json, differences
+from mpi_rl.inspect import problems_of
+from mpi_rl.runfile import Run, read_run, read_runs, write_collection, writer_lock
+
+
+def collect(job: Job, folder: Path, output: Path) -> list[str]:
+    """Merge the complete runs of ``job`` in ``folder`` into ``output``; return what is wrong.
+
+    That is one line for each index whose run is missing, unfinished, damaged, or of a configuration
+    that differs from the others in more than the sweep: those are left out. A run that ``output``
+    holds already stays when its file is gone or begun anew; ValueError if it cannot.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with writer_lock(output, wait=True):
+        held = _held(job, output)
+        runs: dict[int, Run] = {}
+        sources: dict[int, Path] = {}
+        problems: list[str] = []
+        for index in range(len(job.sweep)):
+            source, first = folder / f"{index}.h5", next(iter(runs.values()), None)
+            run, wrong = _examine(job, index, source, first)
+            if wrong and index in held and not _wrong(job, index, held[index], first):
+                run, source, wrong = held[index], output, ""
+            if run is None or wrong:
+                problems.append(f"index {index}: {wrong}")
+            else:
+                runs[index], sources[index] = run, source
+        if lost := sorted(held.keys() - runs.keys()):
+            raise ValueError(
+                f"{output}: its run(s) {', '.join(map(str, lost))} do not go with those of"
+                f" {folder} and would be lost: move {output} away first ({'; '.join(problems)})"
+            )
+        if runs:
+            missing = [index for index in range(len(job.sweep)) if index not in runs]
+            attributes = {"job": job.name, "missing": json.dumps(missing)}
+            attributes["sweep_axes"] = json.dumps([*job.sweep[0]])
+            write_collection(output, attributes, sources, _settings(runs))
+    return problems
+
+
+def _held(job: Job, output: Path) -> dict[int, Run]:
+    """Return the runs that ``output`` holds already, by index."""
+    if not output.exists():
+        return {}
+    held = {run.attributes["index"]: run for run in read_runs(output)}
+    names = {run.attributes["job"] for run in held.values()}
+    if names != {job.name}:
+        raise ValueError(f"{output}: holds runs of {', '.join(sorted(names))}, not of {job.name}")
+    return held
+
+
+def _examine(job: Job, index: int, path: Path, first: Run | None) -> tuple[Run | None, str]:
+    """Return the run of ``path`` and what is wrong with it."""
+    try:
+        run = read_run(path, with_state=True)
+    except ValueError as error:
+        return None, str(error)
+    wrong = _wrong(job, index, run, first)
+    return run, wrong and f"{path}: {wrong}"
+
+
+def _wrong(job: Job, index: int, run: Run, first: Run | None) -> str:
+    """Say what keeps ``run`` from being the job's run ``index``, like ``first``; '' if nothing."""
+    attributes = run.attributes
+    if attributes["status"] != "complete":
+        total = run.config["total_steps"]
+        return f"{attributes['status']} at step {attributes['step']:,} of {total:,}"
+    if problems := problems_of(run):
+        return "; ".join(problems)
+    if (attributes["job"], attributes["index"]) != (job.name, index):
+        return f"holds run {attributes['index']} of job {attributes['job']}"
+    config = config_from_json(attributes["config"])
+    if unlike := differences(dataclasses.replace(config, **job.sweep[index]), config):
+        return f"not what the job's sweep says ({'; '.join(unlike)})"
+    if first is None:
+        return ""
+    unlike = differences(
+        dataclasses.replace(config_from_json(first.attributes["config"]), **job.sweep[index]),
+        config,
+    )
+    old, new = (json.loads(one.attributes["env_spec"]) for one in (first, run))
+    if "env" not in job.sweep[index] and not unlike:
+        unlike = [
+            f"environment's {name}: {old[name]!r} -> {new.get(name)!r}"
+            for name in old
+            if old[name] != new.get(name) and name not in job.sweep[index]
+        ]
+    number = first.attributes["index"]
+    return (
+        unlike and f"differs from run {number} in more than the sweep ({'; '.join(unlike)})" or ""
+    )
+
+
+def _settings(runs: dict[int, Run]) -> dict[str, list]:
+    """Return the table of settings: a row per run, lists as JSON."""
+    table: dict[str, list] = {"index": list(runs)}
+    for name in dataclasses.asdict(Config()):
+        values = [run.config[name] for run in runs.values()]
+        table[name] = [json.dumps(value) if isinstance(value, list) else value for value in values]
+    return table

@@ -1,0 +1,56 @@
+"""Where a requested run stands: what ``train``, ``submit`` and the batch scripts ask first."""
+
+import dataclasses
+from pathlib import Path
+
+from mpi_rl.config import Config, config_from_json, differences
+from mpi_rl.envs import EnvSpec, env_spec
+from mpi_rl.runfile import RESUMED, Run, read_run
+
+STUCK_AFTER = 3  # resumptions that saved no step
+STATES = ("new", "unfinished", "stuck", "failed", "complete")
+
+
+def task_of(config: Config) -> EnvSpec:
+    """Return the spec of the task. Raises ValueError if there is none, or the network is unfit."""
+    spec = env_spec(dataclasses.asdict(config))
+    if (config.network == "mlp") != (len(spec.observation_shape) == 1):
+        right = "atari_2013 or atari_2015" if config.network == "mlp" else "mlp"
+        raise ValueError(
+            f"network = {config.network!r} does not take the observations of env = {config.env!r},"
+            f" of shape {spec.observation_shape}: must be {right}"
+        )
+    return spec
+
+
+def standing(path: Path, config: Config, spec: EnvSpec) -> tuple[str, int]:
+    """Return one of STATES and the step saved, for the run of ``config`` that writes ``path``.
+
+    A stuck run is unfinished, and its last STUCK_AFTER resumptions saved no step. Raises ValueError if the
+    file holds something else, or a run of another configuration. num_workers = 0 is any number.
+    """
+    if not path.exists():
+        return "new", 0
+    run = read_run(path, with_state=True)
+    old = config_from_json(run.attributes["config"])
+    config = dataclasses.replace(config, num_workers=config.num_workers or old.num_workers)
+    changed = differences(old, config)
+    if run.attributes["env_spec_hash"] != spec.hash() and not changed:
+        changed = [f"environment: {run.attributes['env_spec']} -> {spec.to_json()}"]
+    state = _state(run)
+    if changed:
+        old_settings = "" if state == "complete" else "give the old settings to resume it, "
+        raise ValueError(
+            f"{path}: {'complete' if state == 'complete' else 'unfinished'}, and of another"
+            f" configuration ({'; '.join(changed)}); {old_settings}--overwrite to start afresh, or"
+            " another --output"
+        )
+    return state, run.attributes["step"]
+
+
+def _state(run: Run) -> str:
+    status, events = run.attributes["status"], run.tables["events"]
+    if status in ("complete", "failed"):
+        return status
+    here = (events["kind"] == RESUMED) & (events["step"] == run.attributes["step"])
+    return "stuck" if here.sum() >= STUCK_AFTER else "unfinished"

@@ -1,0 +1,122 @@
+"""``mpi_rl submit``: the sbatch commands that run what is left of a job."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROFILES = Path("slurm", "profiles")
+DEFAULT_SCRIPT = Path("slurm", "space_invaders.sh")  # for jobs without one of their own
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One sbatch command: what it needs in the environment, and its words."""
+
+    variables: dict[str, str]
+    words: list[str]
+
+    def __str__(self) -> str:
+        """Return the command as a line for a shell; only a job id in it may be a variable."""
+        variables = [f"{name}={shlex.quote(text)}" for name, text in self.variables.items()]
+        words = [word if "$" in word else shlex.quote(word) for word in self.words]
+        return " ".join([*variables, *words])
+
+
+def batches(
+    job_file: str,
+    name: str,
+    num_ranks: dict[int, int],
+    arguments: list[str],
+    profile: str | None,
+    throttle: int | None,
+    sbatch_options: list[str],
+) -> list[Batch]:
+    """Return an array for each number of ranks in ``num_ranks``, by index (0: the script's own).
+
+    ``arguments`` go to train, ``sbatch_options`` to sbatch, after those of the profile.
+    Raises ValueError outside of the project's root or for an unknown profile.
+    """
+    script = Path("slurm", f"{name}.sh")
+    script = script if script.exists() else DEFAULT_SCRIPT
+    if not script.exists():
+        raise ValueError(f"no {script} here: submit from the project's root")
+    settings = read_profile("default")
+    variables = {"JOB": job_file}
+    if profile:
+        settings |= read_profile(profile)
+        variables["PROFILE"] = profile
+    settings |= {key: os.environ[key] for key in settings.keys() & os.environ.keys()}
+    most = throttle or int(settings["THROTTLE"] or 0)
+    options = [*shlex.split(settings["SBATCH_OPTIONS"]), *sbatch_options]
+    found = []
+    for ranks in sorted(set(num_ranks.values())):
+        indices = [index for index, count in num_ranks.items() if count == ranks]
+        array = f"--array={ranges(indices)}{f'%{most}' if most else ''}"
+        ntasks = [f"--ntasks={ranks}"] if ranks else []
+        words = ["sbatch", "--parsable", f"--job-name={name}", array, *ntasks, *options]
+        found.append(Batch(variables, [*words, str(script), *arguments]))
+    return found
+
+
+def collect_batch(name: str, after: Iterable[str], array: Batch) -> Batch:
+    """Return the collection that follows the jobs ``after``, with the settings of ``array``."""
+    dependency = f"--dependency=afterany:{':'.join(after)}"
+    words = ["sbatch", "--parsable", f"--job-name={name}-collect", dependency]
+    return Batch(array.variables, [*words, str(Path("slurm", "collect.sh"))])
+
+
+def read_profile(name: str) -> dict[str, str]:
+    """Return the settings of slurm/profiles/<name>.env, as slurm/lib.sh reads them."""
+    path = PROFILES / f"{name}.env"
+    if not path.exists():
+        known = ", ".join(sorted(other.stem for other in PROFILES.glob("*.env")))
+        raise ValueError(f"profile {name!r}: no {path}; there are {known}")
+    lines = (line.partition("=") for line in path.read_text(encoding="utf-8").splitlines())
+    return {key: text for key, equals, text in lines if equals and not key.startswith("#")}
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """Return indices as sbatch's --array has them: 0-3,7."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def queued(name: str) -> set[int]:
+    """Return the indices of job ``name`` that this folder's jobs in Slurm's queue are to run."""
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%K|%j|%Z"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        return set()
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"squeue: {error.stderr.strip()}") from None
+    rows = (line.split("|", 2) for line in done.stdout.splitlines())
+    here = os.getcwd()
+    return {
+        int(index)
+        for index, job, folder in rows
+        if index.isdigit() and job in (name, f"{name}-{index}") and folder == here
+    }
+
+
+def send(batch: Batch) -> str:
+    """Run one sbatch command and return its job's id. Raises ValueError with Slurm's complaint."""
+    try:
+        done = subprocess.run(
+            batch.words, env={**os.environ, **batch.variables}, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        raise ValueError(
+            f"no sbatch here: bash {batch.words[-1]} runs without Slurm, --dry-run shows the lines"
+        ) from None
+    if done.returncode:
+        raise ValueError(done.stderr.strip() or f"sbatch: exit status {done.returncode}")
+    return done.stdout.strip().partition(";")[0]  # without the cluster's name
