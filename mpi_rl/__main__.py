@@ -7,7 +7,7 @@
 
 Without arguments LunarLander-v3 is trained, in a minute or two, into results/lunar_lander/0.h5.
 Exit status: 0 done (or checkpointed, when told to stop), 1 a rank failed, 2 bad input: nothing was
-written.
+written, 74 the run file cannot be written.
 """
 
 import dataclasses
@@ -101,15 +101,12 @@ def _train(arguments: list[str]) -> int:
             sleeping_barrier(comm)
             plan, status = comm.bcast((plan, status))
             if plan is not None and comm.rank == 0:
-                _serve(comm, plan, commit)
+                status = _serve(comm, plan, commit)
             elif plan is not None:
                 _work(comm, plan)
             return status
-        except BaseException as error:
-            if isinstance(error, CannotWrite):
-                print(f"mpi_rl: {error}", file=sys.stderr, flush=True)
-            else:
-                _print_traceback(comm.rank)
+        except BaseException:
+            _print_traceback(comm.rank)
             stack.close()
             comm.Abort(1)  # an exception that leaves one rank would hang the others
             raise
@@ -153,8 +150,10 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
     return plan
 
 
-def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
-    """Rank 0's part of a run."""
+def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
+    """Rank 0's part of a run; return its exit status."""
+    from mpi4py import MPI
+
     from mpi_rl.networks import initial_params, network_spec, use_one_thread
     from mpi_rl.progress import Progress
     from mpi_rl.recorder import Recorder
@@ -176,7 +175,6 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
     )
     if options.output.exists() and not options.overwrite:
         recorder.resume()
-    recorder.write()
     stop_requested = _stop_requests(options.stop_file)
     title = f"{options.job}[{options.index}]: {config.env}, {link.num_workers} workers"
     title += f" -> {options.output}"
@@ -186,7 +184,13 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
             serve(
                 link, params, update_rule, recorder, progress, config, stop_requested, options.spin
             )
-    except CannotWrite:
+    except CannotWrite as error:
+        print(f"mpi_rl: {error}", file=sys.stderr, flush=True)
+        link.close()
+        return os.EX_IOERR
+    except MPI.Exception as error:  # a network or a node that is gone is no fault of the run
+        recorder.event(f"stopped by an MPI error: {error}")
+        recorder.finish("checkpointed")
         raise
     except BaseException:
         recorder.finish("failed")
@@ -200,6 +204,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> None:
         python = python if len(python) < len(sys.executable) else sys.executable
         plot = f"{python} -m analysis.learning_curves {shlex.quote(str(options.output))}"
         print(f"Done: {options.output}. Plot it with: {plot}", flush=True)
+    return 0
 
 
 def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
@@ -207,6 +212,8 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
     # The server hears these and tells its workers to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from mpi4py import MPI
+
     from mpi_rl.a3c import work
     from mpi_rl.agent import Agent, make_rng
     from mpi_rl.networks import network_spec, num_params, use_one_thread
@@ -223,6 +230,8 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
         rng = make_rng(config.seed, comm.rank - 1)
         agent = Agent(config, env, network, link.params, link.grads, rng)
         work(link, agent)
+    except MPI.Exception:
+        raise
     except Exception:
         _print_traceback(comm.rank)
         link.fail()  # the server saves the run and ends all ranks; should it not, we do

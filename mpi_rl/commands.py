@@ -176,9 +176,9 @@ def submit_job(
     have the number of ranks that the script in slurm/ asks for.
     """
     from mpi_rl.standing import standing, task_of
-    from mpi_rl.submit import batches, collect_batch, queued, send
+    from mpi_rl.submit import batches, collect_batch, queued, send, site
 
-    loaded, overrides, num_ranks = load_job(job), _overrides(settings), {}
+    at, loaded, overrides, num_ranks = site(profile), load_job(job), _overrides(settings), {}
     try:
         waiting = queued(loaded.name)
     except ValueError as error:
@@ -208,12 +208,12 @@ def submit_job(
         if value is not None
         for word in _as_option(name, value)
     ]
-    arrays = batches(job, loaded.name, num_ranks, words, profile, throttle, list(sbatch))
+    arrays = batches(job, loaded.name, num_ranks, words, at, throttle, list(sbatch))
     ids = []
     for number, batch in enumerate(arrays):
         print(f"array{number}=$({batch})" if dry_run else batch, flush=True)
         ids.append(f"$array{number}" if dry_run else send(batch))
-    last = collect_batch(loaded.name, ids, arrays[0])
+    last = collect_batch(job, loaded.name, ids, at)
     print(last, flush=True)
     if not dry_run:
         print(f"Submitted: job(s) {', '.join(ids)}; then {send(last)} collects")

@@ -8,6 +8,7 @@ import numpy as np
 from mpi_rl.config import Config
 from mpi_rl.progress import Progress
 from mpi_rl.recorder import Recorder
+from mpi_rl.runfile import CannotWrite
 from mpi_rl.transport import Backoff, Command, Kind, ServerLink
 from mpi_rl.updates import UpdateRule, clip_by_norm, learning_rate_at
 
@@ -31,7 +32,8 @@ def serve(
     """Serve until the budget is spent or a stop is requested, and every worker has been told.
 
     ``params``, (P,), is changed in place by ``update_rule``; ``stop_requested`` returns the reason
-    for a stop, '' while there is none. Raises WorkerFailed when a worker
+    for a stop, '' while there is none. Raises CannotWrite, after every worker has been told to
+    stop, if the record cannot be written, and WorkerFailed when a worker
     reports an exception.
     """
 
@@ -39,7 +41,7 @@ def serve(
         progress.show(recorder.moment(len(active)), last)
 
     active, backoff, shown = set(range(link.num_workers)), Backoff(spin), perf_counter()
-    reason = ""
+    reason, unsaved = "", _save(recorder)
     show()  # speed is measured from here on
     while active:
         began = perf_counter()
@@ -50,7 +52,7 @@ def serve(
             if not reason and (reason := stop_requested()):
                 recorder.event(f"stopped by {reason}")
             command = Command.CONTINUE
-            if reason or recorder.step >= config.total_steps:
+            if reason or unsaved or recorder.step >= config.total_steps:
                 command = Command.STOP
                 active.remove(worker)
             link.reply(worker, params, recorder.version, command, rng_state)
@@ -66,11 +68,22 @@ def serve(
         if now - shown >= SHOW_PERIOD_S:
             shown = now
             show()
-        if recorder.is_due():
-            recorder.write()
+        if recorder.is_due() and not unsaved:
+            unsaved = _save(recorder)
             recorder.serve_time(write=perf_counter() - now)
+    if unsaved:
+        raise unsaved
     recorder.finish("complete" if recorder.step >= config.total_steps else "checkpointed")
     show(last=True)
+
+
+def _save(recorder: Recorder) -> CannotWrite | None:
+    """Write the record; return the error if that cannot be, for the workers to be told first."""
+    try:
+        recorder.write()
+    except CannotWrite as error:
+        return error
+    return None
 
 
 def _take_in(

@@ -26,8 +26,9 @@ def task_of(config: Config) -> EnvSpec:
 def standing(path: Path, config: Config, spec: EnvSpec) -> tuple[str, int]:
     """Return one of STATES and the step saved, for the run of ``config`` that writes ``path``.
 
-    A stuck run is unfinished, and its last STUCK_AFTER resumptions saved no step. Raises ValueError if the
-    file holds something else, or a run of another configuration. num_workers = 0 is any number.
+    A stuck run is unfinished, and its last STUCK_AFTER resumptions saved no step. Raises ValueError
+    if the file holds something else, or a run of another configuration. num_workers = 0 is any
+    number.
     """
     if not path.exists():
         return "new", 0

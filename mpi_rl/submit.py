@@ -12,6 +12,32 @@ DEFAULT_SCRIPT = Path("slurm", "space_invaders.sh")  # for jobs without one of t
 
 
 @dataclass(frozen=True)
+class Site:
+    """A profile's settings for sbatch, and what selects them on the nodes."""
+
+    variables: dict[str, str]
+    options: list[str]
+    throttle: int | None
+
+
+def site(profile: str | None) -> Site:
+    """Return what slurm/profiles/<profile>.env, else default.env, says; the environment wins.
+
+    Raises ValueError for an unknown profile.
+    """
+    settings = read_profile("default") | (read_profile(profile) if profile else {})
+    settings |= {key: os.environ[key] for key in settings.keys() & os.environ.keys()}
+    throttle = settings["THROTTLE"]
+    if throttle and not throttle.isdecimal():
+        raise ValueError(f"THROTTLE = {throttle!r}: must be a whole number, or empty")
+    return Site(
+        {"PROFILE": profile} if profile else {},
+        shlex.split(settings["SBATCH_OPTIONS"]),
+        int(throttle) if throttle else None,
+    )
+
+
+@dataclass(frozen=True)
 class Batch:
     """One sbatch command: what it needs in the environment, and its words."""
 
@@ -30,47 +56,41 @@ def batches(
     name: str,
     num_ranks: dict[int, int],
     arguments: list[str],
-    profile: str | None,
+    at: Site,
     throttle: int | None,
     sbatch_options: list[str],
 ) -> list[Batch]:
     """Return an array for each number of ranks in ``num_ranks``, by index (0: the script's own).
 
-    ``arguments`` go to train, ``sbatch_options`` to sbatch, after those of the profile.
-    Raises ValueError outside of the project's root or for an unknown profile.
+    ``arguments`` go to train, ``sbatch_options`` to sbatch, after those of the site.
     """
     script = Path("slurm", f"{name}.sh")
     script = script if script.exists() else DEFAULT_SCRIPT
-    if not script.exists():
-        raise ValueError(f"no {script} here: submit from the project's root")
-    settings = read_profile("default")
-    variables = {"JOB": job_file}
-    if profile:
-        settings |= read_profile(profile)
-        variables["PROFILE"] = profile
-    settings |= {key: os.environ[key] for key in settings.keys() & os.environ.keys()}
-    most = throttle or int(settings["THROTTLE"] or 0)
-    options = [*shlex.split(settings["SBATCH_OPTIONS"]), *sbatch_options]
+    most = throttle or at.throttle
+    options = [*at.options, *sbatch_options]
     found = []
     for ranks in sorted(set(num_ranks.values())):
         indices = [index for index, count in num_ranks.items() if count == ranks]
         array = f"--array={ranges(indices)}{f'%{most}' if most else ''}"
         ntasks = [f"--ntasks={ranks}"] if ranks else []
         words = ["sbatch", "--parsable", f"--job-name={name}", array, *ntasks, *options]
-        found.append(Batch(variables, [*words, str(script), *arguments]))
+        words += [str(script), *arguments]
+        found.append(Batch({"JOB": job_file, **at.variables}, words))
     return found
 
 
-def collect_batch(name: str, after: Iterable[str], array: Batch) -> Batch:
-    """Return the collection that follows the jobs ``after``, with the settings of ``array``."""
+def collect_batch(job_file: str, name: str, after: Iterable[str], at: Site) -> Batch:
+    """Return the collection that follows the jobs ``after``."""
     dependency = f"--dependency=afterany:{':'.join(after)}"
-    words = ["sbatch", "--parsable", f"--job-name={name}-collect", dependency]
-    return Batch(array.variables, [*words, str(Path("slurm", "collect.sh"))])
+    words = ["sbatch", "--parsable", f"--job-name={name}-collect", dependency, *at.options]
+    return Batch({"JOB": job_file, **at.variables}, [*words, str(Path("slurm", "collect.sh"))])
 
 
 def read_profile(name: str) -> dict[str, str]:
     """Return the settings of slurm/profiles/<name>.env, as slurm/lib.sh reads them."""
     path = PROFILES / f"{name}.env"
+    if not PROFILES.exists():
+        raise ValueError(f"no {PROFILES} here: submit from the project's root")
     if not path.exists():
         known = ", ".join(sorted(other.stem for other in PROFILES.glob("*.env")))
         raise ValueError(f"profile {name!r}: no {path}; there are {known}")

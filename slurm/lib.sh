@@ -114,7 +114,12 @@ find_launcher() { # set `launcher`, the words before the program
         fi
     fi
     case $LAUNCHER in
-        srun) launcher=(srun --kill-on-bad-exit=1 --wait=60) options=$SRUN_OPTIONS ;;
+        srun)
+            launcher=(srun --kill-on-bad-exit=1 --wait=60) options=$SRUN_OPTIONS
+            # MPICH names shared memory after this id. A killed run leaves its memory behind, and one
+            # that is requeued to the same node under the same id hangs in MPI_Init.
+            export SLURM_PMI2_PMI_JOBID=${SLURM_JOB_ID:-0}.$restarts
+            ;;
         mpirun) launcher=("$mpirun" -n "$RANKS") options=$MPIRUN_OPTIONS ;;
         *)
             say "LAUNCHER=$LAUNCHER: must be auto, srun or mpirun" >&2
@@ -126,8 +131,8 @@ find_launcher() { # set `launcher`, the words before the program
 }
 
 go_on() { # STATE: queue the unfinished run again, if there is use in it
-    if ((status == 2)) || [[ $1 == failed ]]; then
-        say "not queued again: the run $([[ $1 == failed ]] && echo failed || echo was refused)"
+    if ((status == 2 || status == 74)) || [[ $1 == failed ]]; then # see mpi_rl/__main__.py
+        say "not queued again: it would fail again"
         drop_successor
         exit $((status ? status : 1))
     elif [[ $1 == stuck || ($1 == new && ! $signalled) ]]; then

@@ -9,7 +9,7 @@ import os
 import sys
 
 import mpi_rl.__main__ as command_line
-from mpi_rl import envs, recorder
+from mpi_rl import envs, runfile
 
 
 def environment_raises_on_rank_2():
@@ -41,16 +41,17 @@ def worker_1_raises_before_it_joins():
 
 
 def disk_is_full_at_the_second_write():
-    write, count = recorder.write_run, 0
+    replace, count = runfile._replace, 0
 
-    def faulty(path, run):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def faulty(path, fill):
         nonlocal count
         count += 1
-        if count > 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write(path, run)
+        replace(path, full if count > 1 else fill)
 
-    recorder.write_run = faulty
+    runfile._replace = faulty
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class ScriptedLink:
         self._headers[worker] = header(version=version, num_steps=10, grad_norm=2**0.5)
 
 
-def run(tmp_path, link, stop_requested=lambda: False):
+def run(tmp_path, link, stop_requested=lambda: ""):
     params = np.zeros(2, np.float32)
     applied = []
 

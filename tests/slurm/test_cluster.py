@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -69,23 +68,24 @@ def test_three_signals_are_three_requeues_and_nothing_is_lost_or_repeated(projec
     assert log.count("queued again") == 3 and "restart 0" in log and "restart 3" in log
 
 
-def test_kills_go_on_from_the_last_checkpoint(project):
+def test_kills_go_on_from_the_last_checkpoint(project, request):
     job = project.sbatch(*TWO_NODES, SCRIPT, *SMALL, OUTPUT="results/run.h5")
-    node = project.run
+    run = project.run
 
     def kill_a_node() -> None:
-        nodes = node("squeue", "--noheader", "--format=%N", f"--job={job}")
-        last = node("scontrol", "show", "hostnames", nodes).split()[-1]
-        project.cluster.kill_node(last)
+        nodes = run("squeue", "--noheader", "--format=%N", f"--job={job}")
+        node = run("scontrol", "show", "hostnames", nodes).split()[-1]
+        request.addfinalizer(lambda: project.cluster.start_node(node))
+        project.cluster.kill_node(node)
 
     def kill_the_step() -> None:
-        steps = node("squeue", "--steps", "--noheader", "--format=%i", f"--job={job}").split()
+        steps = run("squeue", "--steps", "--noheader", "--format=%i", f"--job={job}").split()
         step = next(step for step in steps if step.endswith(".0"))
-        node("scancel", "--signal=KILL", step)
+        run("scancel", "--signal=KILL", step)
 
     kills = {
         "step": kill_the_step,
-        "requeue": lambda: node("scontrol", "requeue", f"{job}_0"),
+        "requeue": lambda: run("scontrol", "requeue", f"{job}_0"),
         "node": kill_a_node,
     }
     for count, (name, kill) in enumerate(kills.items(), start=1):
@@ -95,6 +95,134 @@ def test_kills_go_on_from_the_last_checkpoint(project):
         resumed = f"resumed after the {name}'s end"
         project.wait(lambda: events(project, "run.h5").count(RESUMED) == count, resumed, job)
     project.wait_for_end(job)
-    run = project.complete_run("run.h5", num_nodes=2)
-    assert run.attributes["restart_count"] == 3
-    assert 1 <= run.tables["events"]["kind"].tolist().count(KILLED) <= 3
+    ended = project.complete_run("run.h5", num_nodes=2)
+    assert ended.attributes["restart_count"] == 3
+    assert 1 <= ended.tables["events"]["kind"].tolist().count(KILLED) <= 3
+
+
+def test_preempted_runs_go_on_requeued_or_resubmitted(project):
+    runs = {
+        "work": project.sbatch(*TWO_NODES, SCRIPT, *SMALL, OUTPUT="results/work.h5"),
+        "scavenge": project.sbatch(
+            *TWO_NODES,
+            "--partition=scavenge",
+            SCRIPT,
+            *SMALL,
+            OUTPUT="results/scavenge.h5",
+            GO_ON="resubmit",
+        ),
+    }
+    for name in runs:
+        project.wait(lambda: project.saved_step(f"{name}.h5") > 0, f"{name}.h5 saved")
+    urgent = project.sbatch(
+        "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"
+    )
+    project.wait_for_end(urgent)
+    successor = re.search(
+        r"job (\d+) goes on if this one ends", project.log(f"{runs['scavenge']}_0")
+    )
+    assert successor
+    for name, job in {**runs, "successor": successor[1]}.items():
+        project.wait_for_end(job)
+    for name in runs:
+        run = project.complete_run(f"{name}.h5", num_nodes=2)
+        assert run.attributes["restart_count"] == 1
+    assert project.cluster.state(runs["scavenge"]) == "PREEMPTED"
+    assert "restart 1" in project.log(f"{runs['scavenge']}_0")  # the successor appends to it
+    assert not project.run("squeue", "--noheader")  # the last successor was withdrawn
+
+
+def test_two_tasks_with_one_file_do_not_write_it_both(project):
+    job = project.sbatch(
+        "--array=0-1", *TWO_NODES[:2], SCRIPT, *SMALL, "--seed", 1, OUTPUT="results/run.h5"
+    )
+    project.wait_for_end(job)
+    logs = {index: project.log(f"{job}_{index}") for index in (0, 1)}
+    refused = next(index for index, log in logs.items() if "being written by" in log)
+    writer = 1 - refused
+    assert "Done: results/run.h5" in logs[writer] and "refused" in logs[refused]
+    other_id = re.search(r"job (\d+), restart", logs[writer])
+    assert other_id and f"Slurm job {other_id[1]}" in logs[refused]
+    project.complete_run("run.h5", num_nodes=2)
+    assert project.cluster.state(f"{job}_{refused}") == "FAILED"
+
+
+def test_a_full_disk_is_one_clear_line_and_the_checkpoint_stands(project):
+    small = project.path("small")
+    small.mkdir()
+    project.run("mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", small)
+    try:
+        job = project.sbatch(
+            "--array=0",
+            "--ntasks=3",
+            "slurm/lunar_lander.sh",
+            *("--total-steps", 10**7, "--checkpoint-period-s", 1, "--hidden-sizes", "16"),
+            **SMOKE,
+            OUTPUT="results/small/run.h5",
+        )
+        project.wait_for_end(job)
+        log = project.log(f"{job}_0")
+        assert "run.h5: cannot be written (No space left on device); what it held is kept" in log
+        assert "Traceback" not in log and "not queued again" in log
+        assert verify_run(small / "run.h5") == [] and project.saved_step("small/run.h5") > 0
+        assert [path.name for path in small.iterdir()] == ["run.h5"]
+    finally:
+        project.run("umount", small)
+
+
+def test_an_unwritable_folder_is_one_clear_line(project):
+    job = project.sbatch(
+        "--array=0", "--ntasks=3", "slurm/lunar_lander.sh", **SMOKE, OUTPUT="/sys/kernel/run.h5"
+    )
+    project.wait_for_end(job)
+    assert "output folder '/sys/kernel' is not writable" in project.log(f"{job}_0")
+    assert project.cluster.state(f"{job}_0") == "FAILED"
+
+
+def test_a_launcher_that_does_not_fit_the_library_is_one_line(project):
+    command = (sys.executable, "-m", "mpi_rl", "train", "jobs/smoke.toml")
+    done = subprocess.run(
+        ["srun", "--mpi=none", "--ntasks=3", *command],
+        cwd=project.folder,
+        env=project.cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mpi_rl:")]
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert "srun started 3 rank(s) (SLURM_STEP_NUM_TASKS), but MPI (MPICH) sees 1" in lines[0]
+    assert not project.path("smoke").exists()
+
+
+def test_submit_queues_what_is_left_in_arrays_of_the_right_size(project):
+    (project.folder / "jobs" / "scaling.toml").write_text(
+        (ROOT / "jobs" / "smoke.toml").read_text() + "num_workers = [2, 3]\n"
+    )
+    first = project.mpi_rl("submit", "jobs/scaling.toml", "--sbatch=--nodes=2")
+    assert first.returncode == 0, first.stderr
+    assert "--array=0,2 --ntasks=3" in first.stdout and "--array=1,3 --ntasks=4" in first.stdout
+    again = project.mpi_rl("submit", "jobs/scaling.toml")
+    assert "0 complete, 4 in the queue, 0 to submit" in again.stdout
+    project.wait(lambda: not project.run("squeue", "--noheader"), "all ended")
+    for index, workers in enumerate((2, 3, 2, 3)):
+        run = project.complete_run(f"scaling/{index}.h5", num_nodes=2)
+        assert run.attributes["num_workers"] == workers
+    assert len(read_runs(project.path("scaling.h5"))) == 4
+    collected = project.log("*")
+    assert "results/scaling.h5: 4 of 4 run(s)" in collected
+    project.path("scaling/2.h5").unlink()
+    project.path("scaling.h5").unlink()
+    rest = project.mpi_rl("submit", "jobs/scaling.toml")
+    assert "3 complete, 0 in the queue, 1 to submit" in rest.stdout
+    assert "--array=2 --ntasks=3" in rest.stdout
+    project.wait(lambda: not project.run("squeue", "--noheader"), "all ended")
+    assert len(read_runs(project.path("scaling.h5"))) == 4
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "slurm").glob("*.sh")), ids=lambda path: path.name
+)
+def test_slurm_accepts_every_script(project, script):
+    if script.name != "lib.sh":
+        project.run("sbatch", "--test-only", f"slurm/{script.name}")

@@ -31,7 +31,7 @@ SlurmctldPort={ctld_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=10
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -153,7 +153,7 @@ class Testbed:
     def _start(self, name: str, *command: object) -> None:
         with open(self.folder / f"{name}.out", "ab") as output:
             self._daemons[name] = subprocess.Popen(
-                [*map(str, command)],
+                ["setpriv", "--pdeathsig", "KILL", *map(str, command)],  # none outlives the tests
                 env={**self.environment, "TESTBED_NODE": name},
                 stdout=output,
                 stderr=output,

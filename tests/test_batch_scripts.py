@@ -1,0 +1,101 @@
+"""The batch scripts without Slurm: their style, their headers, and running them here."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mpi_rl.config import load_job
+from mpi_rl.runfile import read_run
+from tests.ranks import ROOT, environment
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+JOB_SCRIPTS = [script for script in SCRIPTS if "\ntrain " in script.read_text()]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with the scripts and the jobs."""
+    for name in ("slurm", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def start(project, *words, **variables):
+    return subprocess.Popen(
+        ["bash", *map(str, words)],
+        cwd=project,
+        env={**environment(), "PYTHON": sys.executable, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    command = ["shellcheck", "--external-sources", f"slurm/{script.name}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", JOB_SCRIPTS, ids=lambda path: path.name)
+def test_array_bounds_are_the_sweep_and_ranks_are_the_jobs(script):
+    text = script.read_text()
+    job = load_job(str(ROOT / re.search(r"JOB:-(\S+)}", text)[1]))
+    last = int(re.search(r"#SBATCH --array=(?:0-)?(\d+)\n", text)[1])
+    assert last == len(job.sweep) - 1
+    num_workers = job.config(0, {}).num_workers
+    assert num_workers in (0, int(re.search(r"#SBATCH --ntasks=(\d+)\n", text)[1]) - 1)
+    assert f"#SBATCH --job-name={job.name}\n" in text and job.name == script.stem
+
+
+@pytest.mark.mpi
+def test_without_slurm_the_script_trains_here_and_a_signal_saves(project):
+    job = dict(JOB="jobs/smoke.toml", RANKS="3", OUTPUT="results/run.h5")
+    arguments = ("slurm/lunar_lander.sh", "--total-steps", 10**7)
+    process = start(project, *arguments, **job)
+    while not (project / "results" / "run.h5").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped: the same command goes on" in output, output
+    run = read_run(project / "results" / "run.h5")
+    assert run.attributes["status"] == "checkpointed"
+    assert "stopped by SIGINT" in run.tables["events"]["kind"]
+    arguments = ("slurm/lunar_lander.sh", "--total-steps", 4000)
+    output, _ = start(project, *arguments, **{**job, "OUTPUT": "results/short.h5"}).communicate()
+    assert "Done: results/short.h5" in output
+    again = start(project, *arguments, **{**job, "OUTPUT": "results/short.h5"})
+    assert "is complete already" in again.communicate()[0] and again.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words, variables, message",
+    [
+        (["--output", "x.h5"], {}, "set OUTPUT"),
+        (["--n-stepz", "5"], {}, "No such option"),
+        ([], {"PROFILE": "nowhere"}, "no slurm/profiles/nowhere.env"),
+        ([], {"LAUNCHER": "mpiexec"}, "must be auto, srun or mpirun"),
+        ([], {"INDEX": "5"}, "job smoke has 2 run(s)"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(project, words, variables, message):
+    process = start(
+        project, "slurm/lunar_lander.sh", *words, **{"JOB": "jobs/smoke.toml", **variables}
+    )
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and message in output and len(output.splitlines()) == 1, output
+
+
+def test_environment_beats_profile_beats_default(project):
+    (project / "slurm/profiles/here.env").write_text("MAX_RESTARTS=7\nTHROTTLE=3\n")
+    script = '. slurm/lib.sh; echo "$MAX_RESTARTS $THROTTLE $LAUNCHER"'
+    output, _ = start(project, "-c", script, PROFILE="here", THROTTLE="5").communicate()
+    assert output.split() == ["7", "5", "auto"]
