@@ -19,12 +19,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mpi_rl.commands import GROUP_OPTIONS, TrainOptions, answer, parse
@@ -51,6 +51,7 @@ PROMISES = {
     "SLURM_STEP_NUM_TASKS": "srun",
 }
 STOP_FILE_PERIOD_S = 1.0  # between two looks
+LEAVE_LAST_S = 1.0  # that rank 0 takes longer than the others to end with an error
 
 
 def main() -> None:
@@ -104,12 +105,17 @@ def _train(arguments: list[str]) -> int:
                 status = _serve(comm, plan, commit)
             elif plan is not None:
                 _work(comm, plan)
-            return status
         except BaseException:
             _print_traceback(comm.rank)
             stack.close()
             comm.Abort(1)  # an exception that leaves one rank would hang the others
             raise
+    if comm.rank > 0:
+        return 0
+    if status:  # srun's --kill-on-bad-exit would make 137 of it for ranks that are still leaving
+        MPI.Finalize()
+        time.sleep(LEAVE_LAST_S)
+    return status
 
 
 def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None:
@@ -243,19 +249,20 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
 def _stop_requests(stop_file: Path | None) -> Callable[[], str]:
     """Return a function that says what asks for a stop, '' while nothing does.
 
-    That is Ctrl-C or SIGTERM, of which a second one ends us at once, or the stop file.
+    That is Ctrl-C, of which a second one ends us at once, SIGTERM, of which Slurm may send several,
+    or the stop file.
     """
     caught: list[str] = []
     looked_s = -math.inf
 
     def note(number: int, frame: object) -> None:
         caught.append(signal.Signals(number).name)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def requested() -> str:
         nonlocal looked_s
-        if stop_file is not None and monotonic() - looked_s >= STOP_FILE_PERIOD_S:
-            looked_s = monotonic()
+        if stop_file is not None and time.monotonic() - looked_s >= STOP_FILE_PERIOD_S:
+            looked_s = time.monotonic()
             if stop_file.exists():  # a script may write the reason in it
                 caught.append(stop_file.read_text().strip() or "the stop file")
         return caught[0] if caught else ""

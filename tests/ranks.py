@@ -82,12 +82,17 @@ def mpirun(
     return finish(start(num_ranks, *arguments, cwd=cwd, program=program), timeout_s)
 
 
-def mpi_rl(*arguments: object, cwd: Path, module: str = "mpi_rl") -> Result:
-    """Run a subcommand without MPI."""
+def mpi_rl(
+    *arguments: object,
+    cwd: Path,
+    module: str = "mpi_rl",
+    variables: dict[str, str] | None = None,
+) -> Result:
+    """Run a subcommand without mpirun, with ``variables`` added to its environment."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=cwd,
-        env=environment(),
+        env={**environment(), **(variables or {})},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mpi_rl.config import Config
+from mpi_rl.envs import env_spec
 from mpi_rl.runfile import read_run
 from tests.ranks import ROOT, mpi_rl, mpirun
 from tests.records import recorder
@@ -123,6 +124,53 @@ def test_a_misspelt_command_is_not_taken_for_a_job(tmp_path):
     result = mpi_rl("inspct", "x.h5", cwd=tmp_path)
     assert result.returncode == 2 and "No such command 'inspct'" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_dry_run_says_where_the_run_stands(tmp_path):
+    from mpi_rl.runfile import RESUMED
+
+    def stands(*arguments):
+        result = mpi_rl("train", *arguments, "--dry-run", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert stands() == "new: results/lunar_lander/0.h5, step 0 of 2,000,000\n"
+    path = tmp_path / "run.h5"
+    settings = {**vars(Config(env="CartPole-v1", total_steps=2000)), "num_workers": 2}
+    record = recorder(path, **settings)
+    spec = env_spec(settings)
+    record.attributes.update(env_spec=spec.to_json(), env_spec_hash=spec.hash())
+    arguments = ("--env", "CartPole-v1", "--total-steps", 2000, "--output", path)
+    for count, state in enumerate(("unfinished", "unfinished", "unfinished", "stuck")):
+        record.write()
+        assert stands(*arguments) == f"{state}: {path}, step 0 of 2,000\n"
+        record.event(RESUMED)
+    record.step = 2000
+    record.write()
+    assert stands(*arguments).startswith("unfinished")
+    for status in ("failed", "complete"):
+        record.write(status)
+        assert stands(*arguments) == f"{status}: {path}, step 2,000 of 2,000\n"
+    assert stands(*arguments, "--overwrite").startswith("new")
+    other = mpi_rl("train", *arguments, "--gamma", 0.5, "--dry-run", cwd=tmp_path)
+    assert other.returncode == 2 and "complete, and of another configuration (gamma" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "variables, line",
+    [
+        ({"SLURM_STEP_NUM_TASKS": "9"}, "srun started 9 rank(s) (SLURM_STEP_NUM_TASKS), but MPI ("),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, "Open MPI's mpirun started 3 rank(s)"),
+    ],
+)
+def test_ranks_that_mpi_does_not_see_are_refused_in_one_line(tmp_path, variables, line):
+    """What a launcher of another family sets, without MPI's own part of it."""
+    for rank in ("0", "1"):
+        result = mpi_rl("train", SMOKE, cwd=tmp_path, variables={**variables, "SLURM_PROCID": rank})
+        assert result.returncode == 2 and not list(tmp_path.iterdir())
+        lines = [text for text in result.stderr.splitlines() if text.startswith("mpi_rl:")]
+        assert len(lines) == (rank == "0"), result.stderr
+        assert rank == "1" or line in lines[0] and "sees 1: launcher and library" in lines[0]
 
 
 @pytest.mark.mpi

@@ -12,7 +12,7 @@ from tests.ranks import ROOT
 from tests.slurm.conftest import Project
 
 pytestmark = pytest.mark.slurm
-TWO_NODES = ("--nodes=2", "--ntasks=5", "--array=0")
+TWO_NODES = ("--nodes=2", "--ntasks=3", "--array=0")
 SMALL = ("--total-steps", 6000, "--interval-period-steps", 500, "--checkpoint-period-s", 1)
 SMOKE = dict(JOB="jobs/smoke.toml")
 SCRIPT = "slurm/space_invaders.sh"
@@ -127,7 +127,6 @@ def test_preempted_runs_go_on_requeued_or_resubmitted(project):
     for name in runs:
         run = project.complete_run(f"{name}.h5", num_nodes=2)
         assert run.attributes["restart_count"] == 1
-    assert project.cluster.state(runs["scavenge"]) == "PREEMPTED"
     assert "restart 1" in project.log(f"{runs['scavenge']}_0")  # the successor appends to it
     assert not project.run("squeue", "--noheader")  # the last successor was withdrawn
 
@@ -140,7 +139,8 @@ def test_two_tasks_with_one_file_do_not_write_it_both(project):
     logs = {index: project.log(f"{job}_{index}") for index in (0, 1)}
     refused = next(index for index, log in logs.items() if "being written by" in log)
     writer = 1 - refused
-    assert "Done: results/run.h5" in logs[writer] and "refused" in logs[refused]
+    assert "Done: results/run.h5" in logs[writer]
+    assert "not queued again" in logs[refused]
     other_id = re.search(r"job (\d+), restart", logs[writer])
     assert other_id and f"Slurm job {other_id[1]}" in logs[refused]
     project.complete_run("run.h5", num_nodes=2)
@@ -150,7 +150,7 @@ def test_two_tasks_with_one_file_do_not_write_it_both(project):
 def test_a_full_disk_is_one_clear_line_and_the_checkpoint_stands(project):
     small = project.path("small")
     small.mkdir()
-    project.run("mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", small)
+    project.run("mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", small)
     try:
         job = project.sbatch(
             "--array=0",
