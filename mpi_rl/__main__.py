@@ -51,6 +51,7 @@ PROMISES = {
     "SLURM_STEP_NUM_TASKS": "srun",
 }
 STOP_FILE_PERIOD_S = 1.0  # between two looks
+REQUEUED_PATIENCE_S = 60.0  # for the lock of the run file
 LEAVE_LAST_S = 1.0  # that rank 0 takes longer than the others to end with an error
 
 
@@ -142,7 +143,8 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
     plan = Plan(dataclasses.replace(options, config=config), task_of(config))
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(writer_lock(options.output))
+        requeued = "SLURM_RESTART_COUNT" in os.environ  # the ranks of its last start may still end
+        stack.enter_context(writer_lock(options.output, REQUEUED_PATIENCE_S if requeued else 0))
     except OSError as error:
         folder = str(options.output.parent)
         raise ValueError(
@@ -163,7 +165,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     from mpi_rl.networks import initial_params, network_spec, use_one_thread
     from mpi_rl.progress import Progress
     from mpi_rl.recorder import Recorder
-    from mpi_rl.server import serve
+    from mpi_rl.server import WorkersSilent, serve
     from mpi_rl.transport import ServerLink, sleeping_barrier
     from mpi_rl.updates import make_update_rule
 
@@ -194,8 +196,8 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
         print(f"mpi_rl: {error}", file=sys.stderr, flush=True)
         link.close()
         return os.EX_IOERR
-    except MPI.Exception as error:  # a network or a node that is gone is no fault of the run
-        recorder.event(f"stopped by an MPI error: {error}")
+    except (MPI.Exception, WorkersSilent) as error:  # a node that is gone is no fault of the run
+        recorder.event(f"stopped by an error: {error}")
         recorder.finish("checkpointed")
         raise
     except BaseException:

@@ -8,6 +8,8 @@ from mpi_rl.config import Config, Job, config_from_json, differences
 from mpi_rl.inspect import problems_of
 from mpi_rl.runfile import Run, read_run, read_runs, write_collection, writer_lock
 
+PATIENCE_S = 120.0  # for another collection that writes the same file
+
 
 def collect(job: Job, folder: Path, output: Path) -> list[str]:
     """Merge the complete runs of ``job`` in ``folder`` into ``output``; return what is wrong.
@@ -17,7 +19,7 @@ def collect(job: Job, folder: Path, output: Path) -> list[str]:
     holds already stays when its file is gone or begun anew; ValueError if it cannot.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    with writer_lock(output, wait=True):
+    with writer_lock(output, PATIENCE_S):
         held = _held(job, output)
         runs: dict[int, Run] = {}
         sources: dict[int, Path] = {}

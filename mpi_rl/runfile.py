@@ -22,6 +22,7 @@ import math
 import os
 import re
 import socket
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -319,16 +320,15 @@ def _leaves(file: h5py.Group, name: str) -> list[tuple[str, h5py.Dataset]]:
 
 
 @contextlib.contextmanager
-def writer_lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of run file ``path``. Raises ValueError naming a writer that has it.
-
-    With ``wait`` its end is waited for instead.
+def writer_lock(path: Path, patience_s: float = 0) -> Iterator[None]:
+    """Hold the lock of run file ``path``. Raises ValueError naming a writer that keeps it for
+    longer than ``patience_s``.
 
     The kernel frees the lock when its holder dies, so a killed run leaves nothing to clean up. A
     file system without locks (some Lustre mounts) cannot refuse a second writer; a warning says so.
     """
     lock = path.with_name(path.name + ".lock")
-    handle = _lock(lock, path, wait)
+    handle = _lock(lock, path, time.monotonic() + patience_s)
     job = os.environ.get("SLURM_JOB_ID")
     os.truncate(handle, 0)
     writer = f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}"
@@ -340,27 +340,32 @@ def writer_lock(path: Path, wait: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(lock: Path, path: Path, wait: bool) -> int:
-    """Open and lock ``lock``; once more if its holder was just removing it."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        writer = os.read(handle, 200).decode().strip()
+def _lock(lock: Path, path: Path, deadline_s: float) -> int:
+    """Open and lock ``lock``; again until the deadline, or if its holder was just removing it."""
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            writer = os.read(handle, 200).decode().strip()
+            os.close(handle)
+            if time.monotonic() < deadline_s:
+                time.sleep(0.2)
+                continue
+            raise ValueError(
+                f"{path}: being written by {writer or 'another run'}; wait for it, or choose"
+                " another --output"
+            ) from None
+        except OSError as error:
+            logging.getLogger(__name__).warning(
+                "%s: no locks on this file system (%s): two writers would not be noticed",
+                lock,
+                error,
+            )
+            return handle
+        if lock.exists() and os.stat(lock).st_ino == os.fstat(handle).st_ino:
+            return handle
         os.close(handle)
-        raise ValueError(
-            f"{path}: being written by {writer or 'another run'}; wait for it, or choose another"
-            " --output"
-        ) from None
-    except OSError as error:
-        logging.getLogger(__name__).warning(
-            "%s: no locks on this file system (%s): two writers would not be noticed", lock, error
-        )
-        return handle
-    if not lock.exists() or os.stat(lock).st_ino != os.fstat(handle).st_ino:
-        os.close(handle)
-        return _lock(lock, path, wait)
-    return handle
 
 
 def is_locked(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Rank 0: collect pushes, apply the update rule, reply, record."""
 
+import math
 from collections.abc import Callable
 from time import perf_counter
 
@@ -13,6 +14,11 @@ from mpi_rl.transport import Backoff, Command, Kind, ServerLink
 from mpi_rl.updates import UpdateRule, clip_by_norm, learning_rate_at
 
 SHOW_PERIOD_S = 1.0  # between two looks at the progress
+STOP_PATIENCE_S = 20.0  # for the pushes of workers that are to stop; Slurm kills 30 s after SIGTERM
+
+
+class WorkersSilent(RuntimeError):
+    """Workers on a node that is gone, or in a very long rollout, have not let themselves stop."""
 
 
 class WorkerFailed(RuntimeError):
@@ -33,7 +39,8 @@ def serve(
 
     ``params``, (P,), is changed in place by ``update_rule``; ``stop_requested`` returns the reason
     for a stop, '' while there is none. Raises CannotWrite, after every worker has been told to
-    stop, if the record cannot be written, and WorkerFailed when a worker
+    stop, if the record cannot be written, WorkersSilent if some are not heard of within
+    STOP_PATIENCE_S of a requested stop, and WorkerFailed when a worker
     reports an exception.
     """
 
@@ -41,7 +48,7 @@ def serve(
         progress.show(recorder.moment(len(active)), last)
 
     active, backoff, shown = set(range(link.num_workers)), Backoff(spin), perf_counter()
-    reason, unsaved = "", _save(recorder)
+    reason, stopped, unsaved = "", math.inf, _save(recorder)
     show()  # speed is measured from here on
     while active:
         began = perf_counter()
@@ -51,6 +58,7 @@ def serve(
             updated = perf_counter()
             if not reason and (reason := stop_requested()):
                 recorder.event(f"stopped by {reason}")
+                stopped = updated
             command = Command.CONTINUE
             if reason or unsaved or recorder.step >= config.total_steps:
                 command = Command.STOP
@@ -68,6 +76,9 @@ def serve(
         if now - shown >= SHOW_PERIOD_S:
             shown = now
             show()
+        if now - stopped > STOP_PATIENCE_S and active:
+            ranks = ", ".join(str(worker + 1) for worker in sorted(active))
+            raise WorkersSilent(f"no answer from rank(s) {ranks} in {STOP_PATIENCE_S:.0f} s")
         if recorder.is_due() and not unsaved:
             unsaved = _save(recorder)
             recorder.serve_time(write=perf_counter() - now)

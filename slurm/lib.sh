@@ -54,6 +54,10 @@ train() { # JOB [options]: train this task's run, and see to what comes after
     arguments=(train "$job" "$@" --index "$INDEX" --output "$output")
     mkdir -p "$(dirname "$output")" || exit 2
     stop_file=$output.stop-${SLURM_JOB_ID:-$$} signalled=
+    if ((restarts)); then # a node that lost its slurmd may still run this job's last start
+        echo "its own next start" >"$stop_file"
+        sleep 2
+    fi
     rm -f "$stop_file"
     for signal in USR1 TERM INT; do
         # shellcheck disable=SC2064 # expanded now
@@ -92,6 +96,7 @@ stop_run() { # SIGNAL: ask for a stop; rank 0 looks for the file once a second
 
 launch() { # run all ranks; `status` is how they ended
     find_launcher
+    [[ $LAUNCHER != srun ]] || renumber_step
     say "job ${SLURM_JOB_ID:-none}, restart $restarts, ${SLURM_JOB_NODELIST:-$(hostname)}:" \
         "${launcher[*]} ... ${arguments[*]}"
     "${launcher[@]}" "$PYTHON" -m mpi_rl "${arguments[@]}" --stop-file "$stop_file" &
@@ -114,12 +119,7 @@ find_launcher() { # set `launcher`, the words before the program
         fi
     fi
     case $LAUNCHER in
-        srun)
-            launcher=(srun --kill-on-bad-exit=1 --wait=60) options=$SRUN_OPTIONS
-            # MPICH names shared memory after this id. A killed run leaves its memory behind, and one
-            # that is requeued to the same node under the same id hangs in MPI_Init.
-            export SLURM_PMI2_PMI_JOBID=${SLURM_JOB_ID:-0}.$restarts
-            ;;
+        srun) launcher=(srun --kill-on-bad-exit=1 --wait=60) options=$SRUN_OPTIONS ;;
         mpirun) launcher=("$mpirun" -n "$RANKS") options=$MPIRUN_OPTIONS ;;
         *)
             say "LAUNCHER=$LAUNCHER: must be auto, srun or mpirun" >&2
@@ -128,6 +128,15 @@ find_launcher() { # set `launcher`, the words before the program
     esac
     # shellcheck disable=SC2206 # several options
     launcher+=($options)
+}
+
+renumber_step() { # make this srun's step number the count of requeues
+    # MPICH names its shared memory after job and step. A killed run leaves it behind, and a requeued
+    # one of the same name on the same node attaches to it and waits in MPI_Init for ever.
+    local step
+    for ((step = 0; step < ${SLURM_RESTART_COUNT:-0}; step++)); do
+        srun --ntasks=1 --nodes=1 --mpi=none true || true
+    done
 }
 
 go_on() { # STATE: queue the unfinished run again, if there is use in it

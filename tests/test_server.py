@@ -7,8 +7,8 @@ import pytest
 
 from mpi_rl.config import Config
 from mpi_rl.progress import Progress
-from mpi_rl.runfile import read_run
-from mpi_rl.server import WorkerFailed, serve
+from mpi_rl.runfile import CannotWrite, read_run
+from mpi_rl.server import WorkerFailed, WorkersSilent, serve
 from mpi_rl.transport import Command, Kind
 from tests.records import header, recorder
 
@@ -48,6 +48,16 @@ class ScriptedLink:
         self.replies.append((worker, params.copy(), version, command))
         self._grads[worker][:] = 1
         self._headers[worker] = header(version=version, num_steps=10, grad_norm=2**0.5)
+
+
+class Hours:
+    """A clock that runs ten seconds per look."""
+
+    now = 0.0
+
+    def __call__(self):
+        self.now += 10
+        return self.now
 
 
 def run(tmp_path, link, stop_requested=lambda: ""):
@@ -133,3 +143,22 @@ def test_a_failed_worker_ends_the_run(tmp_path):
     link.reply = reply_then_fail
     with pytest.raises(WorkerFailed, match=r"worker 1 \(rank 2\) failed"):
         run(tmp_path, link)
+
+
+def test_workers_that_do_not_answer_a_stop_are_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpi_rl.server.perf_counter", Hours())
+    link = ScriptedLink(3, [[0, 1, 2], [0]] + [[]] * 100)
+    with pytest.raises(WorkersSilent, match=r"no answer from rank\(s\) 2, 3 in 20 s"):
+        run(tmp_path, link, lambda: "SIGUSR1" if len(link.replies) >= 3 else "")
+    assert [command for *_, command in link.replies][-1] == Command.STOP
+
+
+def test_a_record_that_cannot_be_written_stops_every_worker_first(tmp_path, monkeypatch):
+    def full(path, run):
+        raise CannotWrite("no space")
+
+    monkeypatch.setattr("mpi_rl.recorder.write_run", full)
+    link = ScriptedLink(2, [[0], [1]])
+    with pytest.raises(CannotWrite, match="no space"):
+        run(tmp_path, link)
+    assert [command for *_, command in link.replies] == [Command.STOP] * 2

@@ -13,8 +13,10 @@ from tests.slurm.conftest import Project
 
 pytestmark = pytest.mark.slurm
 TWO_NODES = ("--nodes=2", "--ntasks=3", "--array=0")
-SMALL = ("--total-steps", 6000, "--interval-period-steps", 500, "--checkpoint-period-s", 1)
+EVERY_SECOND = ("--checkpoint-period-s", 1)
+SMALL = ("--total-steps", 6000, "--interval-period-steps", 500, *EVERY_SECOND)
 SMOKE = dict(JOB="jobs/smoke.toml")
+SMOKE_RUN = dict(**SMOKE, OUTPUT="results/run.h5")
 SCRIPT = "slurm/space_invaders.sh"
 
 
@@ -98,6 +100,17 @@ def test_kills_go_on_from_the_last_checkpoint(project, request):
     ended = project.complete_run("run.h5", num_nodes=2)
     assert ended.attributes["restart_count"] == 3
     assert 1 <= ended.tables["events"]["kind"].tolist().count(KILLED) <= 3
+
+
+def test_a_killed_run_starts_again_on_the_node_where_it_left_its_memory(project):
+    script, steps = "slurm/lunar_lander.sh", ("--total-steps", 400_000)
+    job = project.sbatch("--array=0", "--ntasks=3", script, *steps, *EVERY_SECOND, **SMOKE_RUN)
+    project.wait(lambda: project.saved_step("run.h5") > 0, "saved", job)
+    project.run("scancel", "--signal=KILL", f"{job}.0")
+    project.wait_for_end(job)
+    run = project.complete_run("run.h5", num_nodes=1)
+    assert run.tables["events"]["kind"].tolist().count(KILLED) == 1
+    assert set(run.tables["workers"]["transport"]) == {"window"}
 
 
 def test_preempted_runs_go_on_requeued_or_resubmitted(project):
