@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,8 +143,9 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
     plan = Plan(dataclasses.replace(options, config=config), task_of(config))
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        requeued = "SLURM_RESTART_COUNT" in os.environ  # the ranks of its last start may still end
-        stack.enter_context(writer_lock(options.output, REQUEUED_PATIENCE_S if requeued else 0))
+        again = any(name in os.environ for name in ("SLURM_RESTART_COUNT", "RESUBMISSIONS"))
+        patience_s = REQUEUED_PATIENCE_S if again else 0  # for ranks of its last start to end
+        stack.enter_context(writer_lock(options.output, patience_s))
     except OSError as error:
         folder = str(options.output.parent)
         raise ValueError(
@@ -265,7 +266,7 @@ def _stop_requests(stop_file: Path | None) -> Callable[[], str]:
         nonlocal looked_s
         if stop_file is not None and time.monotonic() - looked_s >= STOP_FILE_PERIOD_S:
             looked_s = time.monotonic()
-            if stop_file.exists():  # a script may write the reason in it
+            with suppress(OSError):  # absent, as a rule; a script may write the reason in it
                 caught.append(stop_file.read_text().strip() or "the stop file")
         return caught[0] if caught else ""
 

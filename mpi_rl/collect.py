@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mpi_rl.config import Config, Job, config_from_json, differences
 from mpi_rl.inspect import problems_of
-from mpi_rl.runfile import Run, read_run, read_runs, write_collection, writer_lock
+from mpi_rl.runfile import Run, is_collection, read_run, read_runs, write_collection, writer_lock
 
 PATIENCE_S = 120.0  # for another collection that writes the same file
 
@@ -50,6 +50,8 @@ def _held(job: Job, output: Path) -> dict[int, Run]:
     """Return the runs that ``output`` holds already, by index."""
     if not output.exists():
         return {}
+    if not is_collection(output):
+        raise ValueError(f"{output}: a run file, not a collection: give another --output")
     held = {run.attributes["index"]: run for run in read_runs(output)}
     names = {run.attributes["job"] for run in held.values()}
     if names != {job.name}:

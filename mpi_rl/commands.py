@@ -155,10 +155,19 @@ def list_runs(job: str) -> None:
 @click.option(
     "--ntasks", type=click.IntRange(2), help="ranks per run, where the job leaves that open"
 )
-@click.option("--throttle", type=click.IntRange(1), help="most runs at once  [default: all]")
+@click.option(
+    "--throttle",
+    type=click.IntRange(1),
+    help="most runs at once  [default: the profile's THROTTLE, else all]",
+)
 @click.option("--profile", envvar="PROFILE", help="settings of a site: slurm/profiles/<this>.env")
 @click.option(
-    "--sbatch", multiple=True, help="one more option for sbatch, like --sbatch=--time=8:00:00"
+    "--sbatch",
+    multiple=True,
+    help=(
+        "one more option for the arrays' sbatch, like --sbatch=--time=8:00:00; a profile's"
+        " SBATCH_OPTIONS are for the collecting job too"
+    ),
 )
 def submit_job(
     job: str,
@@ -194,6 +203,8 @@ def submit_job(
                 f"ntasks = {ntasks}: run {index} has num_workers = {config.num_workers}, which"
                 f" takes {config.num_workers + 1}"
             )
+        if ntasks and not config.num_workers:
+            config = dataclasses.replace(config, num_workers=ntasks - 1)
         state, _ = standing(_run_path(loaded, index), config, task_of(config))
         complete += state == "complete"
         if state != "complete" and index not in waiting:
@@ -201,6 +212,8 @@ def submit_job(
     print(f"# {loaded.name}: {len(loaded.sweep)} run(s), {complete} complete,", end=" ")
     print(f"{len(waiting)} in the queue, {len(num_ranks)} to submit", flush=True)
     if not num_ranks:
+        if complete == len(loaded.sweep):
+            print(f"python -m mpi_rl collect {job}    # merges them, should that not be done yet")
         return
     words = [
         word
@@ -211,12 +224,14 @@ def submit_job(
     arrays = batches(job, loaded.name, num_ranks, words, at, throttle, list(sbatch))
     ids = []
     for number, batch in enumerate(arrays):
-        print(f"array{number}=$({batch})" if dry_run else batch, flush=True)
-        ids.append(f"$array{number}" if dry_run else send(batch))
+        if dry_run:
+            print(f"array{number}=$({batch.line()})")
+            ids.append(f"$array{number}")
+        else:
+            ids.append(send(batch))
+            print(f"{batch.line()}    # job {ids[-1]}", flush=True)
     last = collect_batch(job, loaded.name, ids, at)
-    print(last, flush=True)
-    if not dry_run:
-        print(f"Submitted: job(s) {', '.join(ids)}; then {send(last)} collects")
+    print(last.line() if dry_run else f"{last.line()}    # job {send(last)}")
 
 
 _setting_options(submit_job)

@@ -212,7 +212,7 @@ def _replace(path: Path, fill: Callable[[h5py.File], None]) -> None:
         with open(beside, "rb") as written:
             os.fsync(written.fileno())
         os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # h5py has either for a full disk
+    except (OSError, RuntimeError, KeyError) as error:  # h5py has the first two for a full disk
         with contextlib.suppress(OSError):
             beside.unlink()
         raise CannotWrite(
@@ -265,6 +265,12 @@ def read_runs(path: str | Path, with_state: bool = False) -> list[Run]:
             return [_read(str(path), file, with_state)]
         names = sorted(file["runs"], key=int)
         return [_read(f"{path}: run {name}", file[f"runs/{name}"], with_state) for name in names]
+
+
+def is_collection(path: str | Path) -> bool:
+    """Say whether a file holds collected runs. Raises ValueError as ``read_run`` does."""
+    with _opened(path) as file:
+        return file.attrs["schema"] == COLLECTION_SCHEMA
 
 
 @contextlib.contextmanager

@@ -52,13 +52,14 @@ def serve(
     show()  # speed is measured from here on
     while active:
         began = perf_counter()
+        if not reason and (reason := stop_requested()):
+            recorder.event(f"stopped by {reason}")
+        if reason or unsaved:
+            stopped = min(stopped, began)
         arrived = link.poll()
         for worker in arrived:
             rng_state = _take_in(link, worker, update_rule, recorder, config, len(active))
             updated = perf_counter()
-            if not reason and (reason := stop_requested()):
-                recorder.event(f"stopped by {reason}")
-                stopped = updated
             command = Command.CONTINUE
             if reason or unsaved or recorder.step >= config.total_steps:
                 command = Command.STOP
@@ -77,6 +78,8 @@ def serve(
             shown = now
             show()
         if now - stopped > STOP_PATIENCE_S and active:
+            if unsaved:
+                raise unsaved
             ranks = ", ".join(str(worker + 1) for worker in sorted(active))
             raise WorkersSilent(f"no answer from rank(s) {ranks} in {STOP_PATIENCE_S:.0f} s")
         if recorder.is_due() and not unsaved:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from mpi_rl.config import Config, config_from_json, differences
 from mpi_rl.envs import EnvSpec, env_spec
-from mpi_rl.runfile import RESUMED, Run, read_run
+from mpi_rl.runfile import read_run
 
-STUCK_AFTER = 3  # resumptions that saved no step
-STATES = ("new", "unfinished", "stuck", "failed", "complete")
+STATES = ("new", "unfinished", "failed", "complete")
 
 
 def task_of(config: Config) -> EnvSpec:
@@ -26,9 +25,8 @@ def task_of(config: Config) -> EnvSpec:
 def standing(path: Path, config: Config, spec: EnvSpec) -> tuple[str, int]:
     """Return one of STATES and the step saved, for the run of ``config`` that writes ``path``.
 
-    A stuck run is unfinished, and its last STUCK_AFTER resumptions saved no step. Raises ValueError
-    if the file holds something else, or a run of another configuration. num_workers = 0 is any
-    number.
+    Raises ValueError if the file holds something else, or a run of another configuration;
+    num_workers = 0 is any number.
     """
     if not path.exists():
         return "new", 0
@@ -38,7 +36,8 @@ def standing(path: Path, config: Config, spec: EnvSpec) -> tuple[str, int]:
     changed = differences(old, config)
     if run.attributes["env_spec_hash"] != spec.hash() and not changed:
         changed = [f"environment: {run.attributes['env_spec']} -> {spec.to_json()}"]
-    state = _state(run)
+    status = run.attributes["status"]
+    state = status if status in STATES else "unfinished"
     if changed:
         old_settings = "" if state == "complete" else "give the old settings to resume it, "
         raise ValueError(
@@ -47,11 +46,3 @@ def standing(path: Path, config: Config, spec: EnvSpec) -> tuple[str, int]:
             " another --output"
         )
     return state, run.attributes["step"]
-
-
-def _state(run: Run) -> str:
-    status, events = run.attributes["status"], run.tables["events"]
-    if status in ("complete", "failed"):
-        return status
-    here = (events["kind"] == RESUMED) & (events["step"] == run.attributes["step"])
-    return "stuck" if here.sum() >= STUCK_AFTER else "unfinished"

@@ -39,15 +39,24 @@ def site(profile: str | None) -> Site:
 
 @dataclass(frozen=True)
 class Batch:
-    """One sbatch command: what it needs in the environment, and its words."""
+    """One sbatch command: what it needs in the environment, sbatch's words, the script's."""
 
     variables: dict[str, str]
-    words: list[str]
+    options: list[str]
+    script: list[str]
 
-    def __str__(self) -> str:
-        """Return the command as a line for a shell; only a job id in it may be a variable."""
+    @property
+    def words(self) -> list[str]:
+        """The command itself."""
+        return ["sbatch", "--parsable", *self.options, *self.script]
+
+    def line(self, command: list[str] | None = None) -> str:
+        """Return the command, or another with its environment, as a line for a shell.
+
+        Only a job's id in it may be a variable.
+        """
         variables = [f"{name}={shlex.quote(text)}" for name, text in self.variables.items()]
-        words = [word if "$" in word else shlex.quote(word) for word in self.words]
+        words = [word if "$" in word else shlex.quote(word) for word in command or self.words]
         return " ".join([*variables, *words])
 
 
@@ -73,17 +82,16 @@ def batches(
         indices = [index for index, count in num_ranks.items() if count == ranks]
         array = f"--array={ranges(indices)}{f'%{most}' if most else ''}"
         ntasks = [f"--ntasks={ranks}"] if ranks else []
-        words = ["sbatch", "--parsable", f"--job-name={name}", array, *ntasks, *options]
-        words += [str(script), *arguments]
-        found.append(Batch({"JOB": job_file, **at.variables}, words))
+        words = [f"--job-name={name}", array, *ntasks, *options]
+        found.append(Batch({"JOB": job_file, **at.variables}, words, [str(script), *arguments]))
     return found
 
 
 def collect_batch(job_file: str, name: str, after: Iterable[str], at: Site) -> Batch:
     """Return the collection that follows the jobs ``after``."""
     dependency = f"--dependency=afterany:{':'.join(after)}"
-    words = ["sbatch", "--parsable", f"--job-name={name}-collect", dependency, *at.options]
-    return Batch({"JOB": job_file, **at.variables}, [*words, str(Path("slurm", "collect.sh"))])
+    words = [f"--job-name={name}-collect", dependency, *at.options]
+    return Batch({"JOB": job_file, **at.variables}, words, [str(Path("slurm", "collect.sh"))])
 
 
 def read_profile(name: str) -> dict[str, str]:
@@ -135,7 +143,8 @@ def send(batch: Batch) -> str:
         )
     except FileNotFoundError:
         raise ValueError(
-            f"no sbatch here: bash {batch.words[-1]} runs without Slurm, --dry-run shows the lines"
+            f"no sbatch here: {batch.line(['bash', *batch.script])} runs without Slurm, one INDEX"
+            " at a time; --dry-run shows sbatch's lines"
         ) from None
     if done.returncode:
         raise ValueError(done.stderr.strip() or f"sbatch: exit status {done.returncode}")

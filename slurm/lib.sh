@@ -13,13 +13,15 @@ set -euo pipefail
 
 say() { echo "$(date '+%F %T') slurm/lib.sh: $*"; }
 
+refuse() {
+    say "$*" >&2
+    exit 2
+}
+
 load_profile() { # NAME=value lines; what the environment sets already stays
     local file=slurm/profiles/$1.env name value
-    if [[ ! -f $file ]]; then
-        say "PROFILE=$1: no $file" >&2
-        exit 2
-    fi
-    while IFS='=' read -r name value; do
+    [[ -f $file ]] || refuse "PROFILE=$1: no $file"
+    while IFS='=' read -r name value || [[ $name ]]; do
         [[ $name =~ ^[A-Z_]+$ && ! -v $name ]] && export "$name=$value"
     done <"$file"
     return 0
@@ -27,10 +29,15 @@ load_profile() { # NAME=value lines; what the environment sets already stays
 
 load_profile "${PROFILE:-default}"
 load_profile default
+[[ $LAUNCHER =~ ^(auto|srun|mpirun)$ ]] || refuse "LAUNCHER=$LAUNCHER: must be auto, srun or mpirun"
+[[ $GO_ON =~ ^(requeue|resubmit|stop)$ ]] || refuse "GO_ON=$GO_ON: must be requeue, resubmit or stop"
+[[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || refuse "MAX_RESTARTS=$MAX_RESTARTS: must be a whole number"
 
 if [[ $MODULES ]]; then
+    set +eu # which a site's function need not bear
     # shellcheck disable=SC2086 # several modules
     module load $MODULES
+    set -eu
 fi
 if [[ ! $PYTHON ]]; then
     PYTHON=python3
@@ -39,65 +46,81 @@ fi
 export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-1}} # srun forgets it
 INDEX=${SLURM_ARRAY_TASK_ID:-${INDEX:-0}}
 RANKS=${SLURM_NTASKS:-${RANKS:-$(($(nproc) + 1))}}
-restarts=$((${SLURM_RESTART_COUNT:-0} + ${RESUBMISSIONS:-0}))
+requeues=${SLURM_RESTART_COUNT:-0}
+restarts=$((requeues + ${RESUBMISSIONS:-0}))
+STUCK_AFTER=3 # starts in a row that saved no step
+# A bare SLURM_JOB_ID may be the id of the whole array.
+task=${SLURM_JOB_ID:-}
+[[ ! ${SLURM_ARRAY_JOB_ID:-} ]] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 train() { # JOB [options]: train this task's run, and see to what comes after
     job=$1 name=$(basename "$1" .toml)
     shift
     case " $* " in
         *" --output"* | *" --index"* | *" --overwrite "*)
-            say "--output, --index: set OUTPUT, INDEX or --array; --overwrite: remove the file" >&2
-            exit 2
+            refuse "set OUTPUT, INDEX or --array for --output and --index; remove the file to --overwrite"
             ;;
     esac
-    local output=${OUTPUT:-results/$name/$INDEX.h5} state
+    output=${OUTPUT:-results/$name/$INDEX.h5}
     arguments=(train "$job" "$@" --index "$INDEX" --output "$output")
     mkdir -p "$(dirname "$output")" || exit 2
-    stop_file=$output.stop-${SLURM_JOB_ID:-$$} signalled=
-    if ((restarts)); then # a node that lost its slurmd may still run this job's last start
-        echo "its own next start" >"$stop_file"
-        sleep 2
-    fi
-    rm -f "$stop_file"
-    for signal in USR1 TERM INT; do
-        # shellcheck disable=SC2064 # expanded now
-        trap "stop_run $signal" "$signal"
-    done
-    state=$(standing) || exit 2
-    if [[ $state == complete ]]; then
-        say "$output is complete already"
-        exit 0
+    await_signals
+    where=$(standing) || exit 2
+    if [[ $where == complete:* ]]; then
+        say "$where: nothing to train"
+        finish_sweep
     fi
     queue_successor "$@"
     status=0
     [[ $signalled ]] || launch
     trap '' USR1 TERM INT # nothing is left that could stop
     rm -f "$stop_file"
-    state=$(standing) || exit 2
-    if [[ $state == complete ]]; then
+    where=$(standing) || exit 2
+    if [[ $where == complete:* ]]; then
+        rm -f "$output.starts"
         drop_successor
-        [[ ${OUTPUT:-} ]] || collect "$job" || true # the last run to end completes the file
-        exit 0
+        finish_sweep
     fi
-    go_on "$state"
+    go_on
 }
 
-standing() { # print new, unfinished, stuck, failed or complete
-    local answer
-    answer=$("$PYTHON" -m mpi_rl "${arguments[@]}" --dry-run) || return
-    echo "${answer%%:*}"
+standing() { # print "new: ...", "unfinished: ...", "failed: ..." or "complete: ..." with the step saved
+    "$PYTHON" -m mpi_rl "${arguments[@]}" --dry-run
+}
+
+finish_sweep() { # the last run to end completes the collected file
+    [[ ${OUTPUT:-} ]] || collect "$job" || true
+    exit 0
+}
+
+await_signals() {
+    local signal id
+    stop_file=$output.stop-${task:-$$} signalled=
+    if ((restarts)); then # a node that lost its slurmd may still run the ranks of the last start
+        for id in "$task" ${PREDECESSOR:-}; do
+            echo "its own next start" >"$output.stop-$id" || true
+        done
+        sleep 2
+        rm -f "$output.stop-${PREDECESSOR:-}"
+    fi
+    rm -f "$stop_file"
+    for signal in USR1 TERM INT; do
+        # shellcheck disable=SC2064 # expanded now
+        trap "stop_run $signal" "$signal"
+    done
 }
 
 stop_run() { # SIGNAL: ask for a stop; rank 0 looks for the file once a second
     signalled=$1 interrupted=1
     say "SIG$1: saving and stopping"
-    echo "SIG$1" >"$stop_file"
+    echo "SIG$1" >"$stop_file" || true
 }
 
 launch() { # run all ranks; `status` is how they ended
     find_launcher
     [[ $LAUNCHER != srun ]] || renumber_step
-    say "job ${SLURM_JOB_ID:-none}, restart $restarts, ${SLURM_JOB_NODELIST:-$(hostname)}:" \
+    echo "$where" >>"$output.starts" || true
+    say "job ${task:-none}, restart $restarts, ${SLURM_JOB_NODELIST:-$(hostname)}:" \
         "${launcher[*]} ... ${arguments[*]}"
     "${launcher[@]}" "$PYTHON" -m mpi_rl "${arguments[@]}" --stop-file "$stop_file" &
     while
@@ -109,65 +132,60 @@ launch() { # run all ranks; `status` is how they ended
 }
 
 find_launcher() { # set `launcher`, the words before the program
-    local mpirun
+    local mpirun options
     mpirun=$(dirname "$PYTHON")/mpirun
     [[ -x $mpirun ]] || mpirun=mpirun
     if [[ $LAUNCHER == auto ]]; then # Open MPI's wheels know no PMI of Slurm's, MPICH's know pmi2
         LAUNCHER=srun
-        if [[ ! ${SLURM_JOB_ID:-} ]] || "$mpirun" --version 2>&1 | grep -q "Open MPI"; then
+        if [[ ! $task ]] || "$mpirun" --version 2>&1 | grep -q "Open MPI"; then
             LAUNCHER=mpirun
         fi
     fi
-    case $LAUNCHER in
-        srun) launcher=(srun --kill-on-bad-exit=1 --wait=60) options=$SRUN_OPTIONS ;;
-        mpirun) launcher=("$mpirun" -n "$RANKS") options=$MPIRUN_OPTIONS ;;
-        *)
-            say "LAUNCHER=$LAUNCHER: must be auto, srun or mpirun" >&2
-            exit 2
-            ;;
-    esac
+    if [[ $LAUNCHER == srun ]]; then
+        launcher=(srun --kill-on-bad-exit=1 --wait=60) options=$SRUN_OPTIONS
+    else
+        launcher=("$mpirun" -n "$RANKS") options=$MPIRUN_OPTIONS
+    fi
     # shellcheck disable=SC2206 # several options
     launcher+=($options)
 }
 
-renumber_step() { # make this srun's step number the count of requeues
+renumber_step() { # make the next srun's step number the count of requeues
     # MPICH names its shared memory after job and step. A killed run leaves it behind, and a requeued
     # one of the same name on the same node attaches to it and waits in MPI_Init for ever.
     local step
-    for ((step = 0; step < ${SLURM_RESTART_COUNT:-0}; step++)); do
+    for ((step = 0; step < requeues; step++)); do
         srun --ntasks=1 --nodes=1 --mpi=none true || true
     done
 }
 
-go_on() { # STATE: queue the unfinished run again, if there is use in it
-    if ((status == 2 || status == 74)) || [[ $1 == failed ]]; then # see mpi_rl/__main__.py
-        say "not queued again: it would fail again"
-        drop_successor
-        exit $((status ? status : 1))
-    elif [[ $1 == stuck || ($1 == new && ! $signalled) ]]; then
-        say "not queued again: no step was saved"
-        drop_successor
-        exit 1
-    elif [[ ! ${SLURM_JOB_ID:-} ]]; then
+go_on() { # queue the unfinished run again, if there is use in it
+    if ((status == 2 || status == 74)) || [[ $where == failed:* ]]; then # see mpi_rl/__main__.py
+        give_up "it would fail again"
+    elif (($(grep -cFx "$where" "$output.starts" 2>/dev/null) >= STUCK_AFTER)); then
+        give_up "$STUCK_AFTER starts in a row have saved no step"
+    elif [[ ! $task ]]; then
         say "stopped: the same command goes on"
     elif ((restarts >= MAX_RESTARTS)); then
-        say "not queued again: MAX_RESTARTS=$MAX_RESTARTS reached"
-        drop_successor
-        exit 1
+        give_up "MAX_RESTARTS=$MAX_RESTARTS reached"
     elif [[ $successor ]]; then
         say "job $successor goes on"
     elif [[ $GO_ON != requeue ]]; then
         say "GO_ON=$GO_ON: not queued again"
-    elif [[ $(job_field "$SLURM_JOB_ID" JobState) != RUNNING ]]; then
+    elif [[ $(field "$task" JobState) != RUNNING || $(field "$task" Restarts) != "$requeues" ]]; then
         say "ended by Slurm, which decides what comes next" # cancelled, preempted or requeued
     else
         say "queued again"
-        if ! scontrol requeue "$SLURM_JOB_ID"; then
-            say "may not be requeued here: GO_ON=resubmit is for such sites"
-            exit 1
-        fi
+        scontrol requeue "$task" || give_up "not allowed here; GO_ON=resubmit is for such sites"
     fi
     exit "$status"
+}
+
+give_up() { # REASON
+    say "not queued again: $*"
+    rm -f "$output.starts"
+    drop_successor
+    exit $((status ? status : 1))
 }
 
 # Where a preempted job may not be requeued (PreemptMode=CANCEL), GO_ON=resubmit queues a successor
@@ -175,42 +193,60 @@ go_on() { # STATE: queue the unfinished run again, if there is use in it
 
 queue_successor() { # [options]
     successor=
-    [[ $GO_ON == resubmit && ${SLURM_JOB_ID:-} ]] || return 0
-    if [[ ${PREDECESSOR:-} && $(job_field "$PREDECESSOR" JobState) == CANCELLED ]]; then
+    [[ $GO_ON == resubmit && $task ]] || return 0
+    if [[ ${PREDECESSOR:-} && $(end_of "$PREDECESSOR") == CANCELLED* ]]; then
         say "job $PREDECESSOR was cancelled by hand: not going on"
         exit 1
     fi
     ((restarts < MAX_RESTARTS)) || return 0
-    local options=(
+    local options constraint
+    constraint=$(field "$task" Features)
+    options=( # as this job, with the same log; what else it needs belongs in SBATCH_OPTIONS
         --parsable
         --job-name="$name-$INDEX"
-        --dependency="singleton,afterany:$SLURM_JOB_ID"
+        --dependency="singleton,afterany:$task"
         --array="$INDEX"
         --ntasks="$RANKS"
         --nodes="$SLURM_JOB_NUM_NODES"
         --partition="$SLURM_JOB_PARTITION"
-        --time="$(squeue --noheader --job="$SLURM_JOB_ID" --format=%l)"
-        --output="$(job_field "$SLURM_JOB_ID" StdOut)"
+        --time="$(squeue --noheader --job="$task" --format=%l)"
+        --output="$(field "$task" StdOut)"
+        ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"}
+        ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"}
+        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}
     )
-    [[ ${SLURM_JOB_ACCOUNT:-} ]] && options+=(--account="$SLURM_JOB_ACCOUNT")
-    [[ ${SLURM_JOB_QOS:-} ]] && options+=(--qos="$SLURM_JOB_QOS")
-    successor=$(JOB=$job PREDECESSOR=$SLURM_JOB_ID RESUBMISSIONS=$((restarts + 1)) \
-        sbatch "${options[@]}" "$0" "$@")
-    successor=${successor%%;*} # without the cluster's name
-    say "job $successor goes on if this one ends before the run is complete"
+    [[ ! $constraint || $constraint == "(null)" ]] || options+=(--constraint="$constraint")
+    # shellcheck disable=SC2086,SC2206 # several options
+    options+=($SBATCH_OPTIONS)
+    if successor=$(env -u SLURM_RESTART_COUNT -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK \
+        JOB="$job" PREDECESSOR="$task" RESUBMISSIONS=$((restarts + 1)) \
+        sbatch "${options[@]}" "$0" "$@"); then
+        successor=${successor%%;*} # without the cluster's name
+        say "job $successor goes on if this one ends before the run is complete"
+    else
+        successor=
+        say "no successor could be queued: submit again, should this job end too early"
+    fi
 }
 
 drop_successor() {
-    [[ ! $successor ]] || scancel "$successor"
+    [[ ! $successor ]] || scancel "$successor" || true
 }
 
-job_field() { # JOB_ID FIELD: one value of scontrol show job
+end_of() { # JOB_ID: how it ended, also once slurmctld has forgotten it
+    local state
+    state=$(field "$1" JobState)
+    echo "${state:-$(sacct --noheader --allocations --format=State --jobs="$1" 2>/dev/null || true)}"
+}
+
+field() { # JOB_ID FIELD: one value of scontrol show job
     scontrol --oneliner show job "$1" 2>/dev/null | grep -o " $2=[^ ]*" | head -n 1 | cut -d= -f2- || true
 }
 
 collect() { # JOB: merge the sweep's complete runs; once there are all of them, draw them
     local name
     name=$(basename "$1" .toml)
-    "$PYTHON" -m mpi_rl collect "$1"
-    "$PYTHON" -m analysis.learning_curves "results/$name.h5" --output "results/$name/learning_curves.png"
+    "$PYTHON" -m mpi_rl collect "$1" &&
+        "$PYTHON" -m analysis.learning_curves "results/$name.h5" \
+            --output "results/$name/learning_curves.png"
 }

@@ -2,7 +2,7 @@
 # Train the default job, LunarLander-v3 with eight workers: minutes, to try a cluster out.
 #
 #   sbatch slurm/lunar_lander.sh                                # from the project's root
-#   JOB=jobs/cartpole.toml sbatch --ntasks=5 slurm/lunar_lander.sh
+#   JOB=jobs/cartpole.toml sbatch --job-name=cartpole --ntasks=5 slurm/lunar_lander.sh
 #   bash slurm/lunar_lander.sh                                  # without Slurm, here
 #SBATCH --job-name=lunar_lander
 #SBATCH --array=0

@@ -73,7 +73,7 @@ def test_without_slurm_the_script_trains_here_and_a_signal_saves(project):
     output, _ = start(project, *arguments, **{**job, "OUTPUT": "results/short.h5"}).communicate()
     assert "Done: results/short.h5" in output
     again = start(project, *arguments, **{**job, "OUTPUT": "results/short.h5"})
-    assert "is complete already" in again.communicate()[0] and again.returncode == 0
+    assert ": nothing to train" in again.communicate()[0] and again.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,7 @@ def test_without_slurm_the_script_trains_here_and_a_signal_saves(project):
         (["--n-stepz", "5"], {}, "No such option"),
         ([], {"PROFILE": "nowhere"}, "no slurm/profiles/nowhere.env"),
         ([], {"LAUNCHER": "mpiexec"}, "must be auto, srun or mpirun"),
+        ([], {"GO_ON": "requeu"}, "must be requeue, resubmit or stop"),
         ([], {"INDEX": "5"}, "job smoke has 2 run(s)"),
     ],
 )
@@ -95,7 +96,7 @@ def test_bad_input_is_one_line_and_status_2(project, words, variables, message):
 
 
 def test_environment_beats_profile_beats_default(project):
-    (project / "slurm/profiles/here.env").write_text("MAX_RESTARTS=7\nTHROTTLE=3\n")
+    (project / "slurm/profiles/here.env").write_text("THROTTLE=3\nMAX_RESTARTS=7")
     script = '. slurm/lib.sh; echo "$MAX_RESTARTS $THROTTLE $LAUNCHER"'
     output, _ = start(project, "-c", script, PROFILE="here", THROTTLE="5").communicate()
     assert output.split() == ["7", "5", "auto"]

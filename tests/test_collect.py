@@ -120,6 +120,10 @@ def test_collected_runs_are_not_replaced_by_others(folder):
     assert output.read_bytes() == before
     with pytest.raises(ValueError, match="holds runs of test, not of other"):
         collect(Job("other", {}, JOB.sweep), folder, output)
+    run_file(folder, 1)
+    with pytest.raises(ValueError, match="1.h5: a run file, not a collection"):
+        collect(JOB, folder, folder / "1.h5")
+    assert read_run(folder / "1.h5").attributes["index"] == 1
 
 
 def test_the_command_names_what_is_missing_with_status_1(folder):

@@ -127,8 +127,6 @@ def test_a_misspelt_command_is_not_taken_for_a_job(tmp_path):
 
 
 def test_a_dry_run_says_where_the_run_stands(tmp_path):
-    from mpi_rl.runfile import RESUMED
-
     def stands(*arguments):
         result = mpi_rl("train", *arguments, "--dry-run", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
@@ -141,13 +139,11 @@ def test_a_dry_run_says_where_the_run_stands(tmp_path):
     spec = env_spec(settings)
     record.attributes.update(env_spec=spec.to_json(), env_spec_hash=spec.hash())
     arguments = ("--env", "CartPole-v1", "--total-steps", 2000, "--output", path)
-    for count, state in enumerate(("unfinished", "unfinished", "unfinished", "stuck")):
-        record.write()
-        assert stands(*arguments) == f"{state}: {path}, step 0 of 2,000\n"
-        record.event(RESUMED)
+    for status in ("running", "checkpointed"):
+        record.step = 120
+        record.write(status)
+        assert stands(*arguments) == f"unfinished: {path}, step 120 of 2,000\n"
     record.step = 2000
-    record.write()
-    assert stands(*arguments).startswith("unfinished")
     for status in ("failed", "complete"):
         record.write(status)
         assert stands(*arguments) == f"{status}: {path}, step 2,000 of 2,000\n"

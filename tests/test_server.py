@@ -151,6 +151,9 @@ def test_workers_that_do_not_answer_a_stop_are_not_waited_for(tmp_path, monkeypa
     with pytest.raises(WorkersSilent, match=r"no answer from rank\(s\) 2, 3 in 20 s"):
         run(tmp_path, link, lambda: "SIGUSR1" if len(link.replies) >= 3 else "")
     assert [command for *_, command in link.replies][-1] == Command.STOP
+    (tmp_path / "run.h5").unlink()
+    with pytest.raises(WorkersSilent, match=r"rank\(s\) 1, 2"):  # none has come yet
+        run(tmp_path, ScriptedLink(2, [[]] * 100), lambda: "SIGUSR1")
 
 
 def test_a_record_that_cannot_be_written_stops_every_worker_first(tmp_path, monkeypatch):

@@ -76,6 +76,12 @@ def test_complete_runs_are_left_out(project):
         complete_run(project, "scaling", index)
     result = mpi_rl("submit", "jobs/scaling.toml", cwd=project)
     assert result.returncode == 0 and "8 complete, 0 in the queue, 0 to submit" in result.stdout
+    assert "python -m mpi_rl collect jobs/scaling.toml" in result.stdout
+    result = mpi_rl("submit", "jobs/smoke.toml", "--ntasks", 4, "--dry-run", cwd=project)
+    assert "--array=0-1 --ntasks=4" in result.stdout
+    complete_run(project, "smoke", 1, num_workers=2)
+    result = mpi_rl("submit", "jobs/smoke.toml", "--ntasks", 4, "--dry-run", cwd=project)
+    assert result.returncode == 2 and "num_workers: 2 -> 3" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,10 @@ def test_complete_runs_are_left_out(project):
         (["jobs/scaling.toml", "--ntasks", 9], "run 0 has num_workers = 4, which takes 5"),
         (["jobs/scaling.toml", "--profile", "there"], "there are default, here, perlmutter"),
         (["jobs/scaling.toml", "--seed", "x"], "is not a valid integer"),
-        (["jobs/smoke.toml"], "no sbatch here: bash slurm/space_invaders.sh runs without Slurm"),
+        (
+            ["jobs/smoke.toml", "--total-steps", 5000],
+            "no sbatch here: JOB=jobs/smoke.toml bash slurm/space_invaders.sh --total-steps 5000",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(project, arguments, message):

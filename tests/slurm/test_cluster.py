@@ -35,10 +35,13 @@ def events(project: Project, name: str) -> list[str]:
 def test_the_sweep_spans_nodes_and_ends_collected_and_drawn(project):
     two_seeds(project)
     job = project.sbatch("--array=0-1", *TWO_NODES[:2], SCRIPT, *SMALL)
+    # The last task of an array has the array's own id: stopping it must not touch the other.
+    project.wait(lambda: project.saved_step("space_invaders/1.h5") > 0, "saved", f"{job}_1")
+    project.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
     project.wait_for_end(job)
     for index in (0, 1):
         run = project.complete_run(f"space_invaders/{index}.h5", num_nodes=2)
-        assert run.config["seed"] == index + 1
+        assert run.config["seed"] == index + 1 and run.attributes["restart_count"] == index
     assert verify_run(project.path("space_invaders.h5")) == []
     runs = read_runs(project.path("space_invaders.h5"))
     assert [run.config["seed"] for run in runs] == [1, 2]
@@ -142,6 +145,32 @@ def test_preempted_runs_go_on_requeued_or_resubmitted(project):
         assert run.attributes["restart_count"] == 1
     assert "restart 1" in project.log(f"{runs['scavenge']}_0")  # the successor appends to it
     assert not project.run("squeue", "--noheader")  # the last successor was withdrawn
+
+
+def test_a_run_cancelled_by_hand_does_not_come_back(project):
+    options = ("--array=0", "--ntasks=3", "slurm/lunar_lander.sh", "--total-steps", 10**8)
+    job = project.sbatch(*options, *EVERY_SECOND, **SMOKE_RUN, GO_ON="resubmit")
+    project.wait(lambda: project.saved_step("run.h5") > 0, "saved", job)
+    project.run("scancel", job)
+    project.wait(lambda: not project.run("squeue", "--noheader"), "all ended")
+    log = project.log(f"{job}_0")
+    assert f"job {job}_0 was cancelled by hand: not going on" in log and "restart 1" not in log
+    assert verify_run(project.path("run.h5")) == []
+    assert read_run(project.path("run.h5")).attributes["status"] in ("checkpointed", "running")
+
+
+def test_a_start_takes_over_from_ranks_whose_slurmd_died(project, request):
+    length = ("--total-steps", 50_000, *SMALL[2:])
+    job = project.sbatch(*TWO_NODES, SCRIPT, *length, OUTPUT="results/run.h5")
+    project.wait(lambda: project.saved_step("run.h5") > 0, "saved", job)
+    node = project.run("squeue", "--noheader", "--format=%B", f"--job={job}")
+    request.addfinalizer(lambda: project.cluster.start_node(node))
+    project.cluster.kill_daemon(node)  # where the batch shell and rank 0 are: they live on
+    project.wait_for_end(job)
+    run = project.complete_run("run.h5", num_nodes=2)
+    assert run.attributes["restart_count"] == 1
+    assert "stopped by its own next start" in run.tables["events"]["kind"]
+    assert node not in run.tables["workers"]["node"]
 
 
 def test_two_tasks_with_one_file_do_not_write_it_both(project):

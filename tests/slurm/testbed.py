@@ -55,12 +55,12 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=8
+SlurmdTimeout=5
 SlurmctldTimeout=8
 InactiveLimit=0
 KillWait=10
 MinJobAge=300
-MessageTimeout=30
+MessageTimeout=5
 NodeName=DEFAULT CPUs=16 SocketsPerBoard=1 CoresPerSocket=16 RealMemory=20000
 {nodes}
 PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE State=UP
