@@ -336,6 +336,8 @@ def writer_lock(path: Path, patience_s: float = 0) -> Iterator[None]:
     lock = path.with_name(path.name + ".lock")
     handle = _lock(lock, path, time.monotonic() + patience_s)
     job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
     os.truncate(handle, 0)
     writer = f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}"
     os.write(handle, writer.encode())

@@ -183,8 +183,8 @@ def test_two_tasks_with_one_file_do_not_write_it_both(project):
     writer = 1 - refused
     assert "Done: results/run.h5" in logs[writer]
     assert "not queued again" in logs[refused]
-    other_id = re.search(r"job (\d+), restart", logs[writer])
-    assert other_id and f"Slurm job {other_id[1]}" in logs[refused]
+    other_id = f"{job}_{writer}"
+    assert f"Slurm job {other_id};" in logs[refused]
     project.complete_run("run.h5", num_nodes=2)
     assert project.cluster.state(f"{job}_{refused}") == "FAILED"
 
