@@ -25,8 +25,10 @@ def last_params(path):
     return read_run(path).snapshot_params[-1]
 
 
-@pytest.mark.parametrize("transport", ["window", "message"])
-@pytest.mark.parametrize("num_ranks", [2, 3, 9, 41])
+@pytest.mark.parametrize(
+    "num_ranks, transport",
+    [(2, "window"), (2, "message"), (3, "message"), (9, "window"), (9, "message"), (41, "window")],
+)
 def test_runs_of_every_size_end_cleanly(tmp_path, num_ranks, transport):
     result = mpirun(
         num_ranks, "train", SMOKE, "--transport", transport, "--output", "run.h5", cwd=tmp_path
@@ -141,7 +143,7 @@ def test_ctrl_c_at_the_launcher_saves_the_run(tmp_path):
     assert verify_run(tmp_path / "run.h5") == []
 
 
-def test_twenty_kills_lose_nothing_that_was_saved(tmp_path):
+def test_ten_kills_lose_nothing_that_was_saved(tmp_path):
     rng, path = random.Random(0), tmp_path / "run.h5"
     arguments = (
         "train",
@@ -156,7 +158,7 @@ def test_twenty_kills_lose_nothing_that_was_saved(tmp_path):
         "run.h5",
     )
     saved, previous = 0, None
-    for _ in range(20):
+    for _ in range(10):
         process = start(3, *arguments, cwd=tmp_path)
         wait_for(path, process)
         written = path.stat().st_mtime_ns if saved else 0
@@ -181,7 +183,7 @@ def test_twenty_kills_lose_nothing_that_was_saved(tmp_path):
     run = read_run(path)
     assert verify_run(path) == [] and run.attributes["status"] == "complete"
     assert 250_000 <= run.attributes["step"] < 250_000 + 2 * 5
-    assert (run.tables["events"]["kind"] == RESUMED).sum() == run.attributes["restart_count"] <= 20
+    assert (run.tables["events"]["kind"] == RESUMED).sum() == run.attributes["restart_count"] <= 10
     assert run.attributes["step"] > saved > 0
 
 

@@ -160,7 +160,7 @@ def test_a_run_cancelled_by_hand_does_not_come_back(project):
 
 
 def test_a_start_takes_over_from_ranks_whose_slurmd_died(project, request):
-    length = ("--total-steps", 50_000, *SMALL[2:])
+    length = ("--total-steps", 20_000, *SMALL[2:])
     job = project.sbatch(*TWO_NODES, SCRIPT, *length, OUTPUT="results/run.h5")
     project.wait(lambda: project.saved_step("run.h5") > 0, "saved", job)
     node = project.run("squeue", "--noheader", "--format=%B", f"--job={job}")

@@ -59,6 +59,7 @@ SlurmdTimeout=5
 SlurmctldTimeout=8
 InactiveLimit=0
 KillWait=10
+FirstJobId={first_job}
 MinJobAge=300
 MessageTimeout=5
 NodeName=DEFAULT CPUs=16 SocketsPerBoard=1 CoresPerSocket=16 RealMemory=20000
@@ -117,33 +118,24 @@ class Testbed:
 
     def kill_node(self, node: str) -> None:
         """kill -9 the daemon of ``node`` and all that it has started, as a power failure does."""
-        marks = f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.folder}".encode()
-        victims = [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and _has_in_environment(entry, marks)
-        ]
-        self._daemons[node].kill()
+        self._kill(f"TESTBED_NODE={node}", f"SLURMD_NODENAME={node}")
         self._daemons.pop(node).wait()
-        for pid in [*victims, *self._step_daemons(node)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     def kill_daemon(self, node: str) -> None:
         """kill -9 the daemon of ``node`` alone: what it has started lives on."""
         self._daemons[node].kill()
         self._daemons.pop(node).wait()
 
-    def _step_daemons(self, node: str) -> list[int]:
-        """The slurmstepd of ``node``: they keep the environment of its slurmd."""
-        found = []
+    def _kill(self, *marks: str) -> None:
+        """kill -9 this cluster's processes with one of ``marks``, or all, in their environment."""
+        ours = f"SLURM_CONF={self.folder}/slurm.conf".encode()
+        wanted = {mark.encode() for mark in marks}
         for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and (entry / "comm").read_text().startswith("slurmstepd"):
-                    marks = f"TESTBED_NODE={node}".encode(), f"SLURM_CONF={self.folder}".encode()
-                    if _has_in_environment(entry, marks):
-                        found.append(int(entry.name))
-        return found
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    variables = set((entry / "environ").read_bytes().split(b"\0"))
+                    if ours in variables and (not wanted or wanted & variables):
+                        os.kill(int(entry.name), signal.SIGKILL)
 
     def state(self, job: str) -> str:
         """Return a job's (or array task's) state as squeue has it, '' once it is forgotten."""
@@ -179,7 +171,11 @@ class Testbed:
         )
         (folder / "slurm.conf").write_text(
             CONFIGURATION.format(
-                host=socket.gethostname(), folder=folder, ctld_port=ctld_port, nodes=nodes
+                host=socket.gethostname(),
+                folder=folder,
+                ctld_port=ctld_port,
+                first_job=int(time.time()) % 10**7 + 1,  # else shared memory of killed runs is met
+                nodes=nodes,
             )
         )
         self._start("slurmctld", "slurmctld", "-D", "-f", folder / "slurm.conf")
@@ -197,24 +193,9 @@ class Testbed:
     def _stop_all(self) -> None:
         jobs = ["scancel", "--signal=KILL", "--full", "--user=root"]
         subprocess.run(jobs, env=self.environment, capture_output=True, timeout=60)
-        mark = f"SLURM_CONF={self.folder}".encode()
-        for process in reversed(self._daemons.values()):
-            process.kill()
+        self._kill()
+        for process in self._daemons.values():
             process.wait()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                if _has_in_environment(entry, (mark,)):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(entry.name), signal.SIGKILL)
-
-
-def _has_in_environment(entry: Path, marks: tuple[bytes, ...]) -> bool:
-    """Say whether the process of /proc/PID was started with all of ``marks`` in its environment."""
-    try:
-        values = (entry / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return all(any(value.startswith(mark) for value in values) for mark in marks)
 
 
 def _wait_until(done, complaint: str, timeout_s: float = 40) -> None:
