@@ -124,6 +124,8 @@ def draw_references(axes: Axes) -> None:
     paper = np.genfromtxt(name, delimiter=",", names=True, skip_header=1)
     paper = paper[(paper["num_threads"] == 16) & (paper["epoch"] <= axes.get_xlim()[1])]
     label = "A3C paper, figure 3, 16 threads (digitised)"
+    if not len(paper):
+        return  # runs shorter than its first epoch
     axes.plot(paper["epoch"], paper["score"], "k--o", linewidth=1.2, markersize=3, label=label)
 
 
