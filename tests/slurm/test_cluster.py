@@ -13,8 +13,9 @@ from tests.slurm.conftest import Project
 
 pytestmark = pytest.mark.slurm
 TWO_NODES = ("--nodes=2", "--ntasks=3", "--array=0")
-EVERY_SECOND = ("--checkpoint-period-s", 1)
-SMALL = ("--total-steps", 6000, "--interval-period-steps", 500, *EVERY_SECOND)
+OFTEN = ("--checkpoint-period-s", 0.5)
+SMALL = ("--total-steps", 6000, "--interval-period-steps", 500, *OFTEN)
+LONGER = ("--total-steps", 10_000, *SMALL[2:])  # than three interruptions on a fast machine take
 SMOKE = dict(JOB="jobs/smoke.toml")
 SMOKE_RUN = dict(**SMOKE, OUTPUT="results/run.h5")
 SCRIPT = "slurm/space_invaders.sh"
@@ -57,7 +58,7 @@ def test_the_sweep_spans_nodes_and_ends_collected_and_drawn(project):
 
 @pytest.mark.mpi
 def test_three_signals_are_three_requeues_and_nothing_is_lost_or_repeated(project):
-    job = project.sbatch(*TWO_NODES, SCRIPT, *SMALL, OUTPUT="results/run.h5")
+    job = project.sbatch(*TWO_NODES, SCRIPT, *LONGER, OUTPUT="results/run.h5")
     for count, signal in enumerate(("USR1", "TERM", "USR1"), start=1):
         last = project.saved_step("run.h5")
         project.wait(lambda: project.saved_step("run.h5") > last, "saved further", job)
@@ -74,7 +75,7 @@ def test_three_signals_are_three_requeues_and_nothing_is_lost_or_repeated(projec
 
 
 def test_kills_go_on_from_the_last_checkpoint(project, request):
-    job = project.sbatch(*TWO_NODES, SCRIPT, *SMALL, OUTPUT="results/run.h5")
+    job = project.sbatch(*TWO_NODES, SCRIPT, *LONGER, OUTPUT="results/run.h5")
     run = project.run
 
     def kill_a_node() -> None:
@@ -107,7 +108,7 @@ def test_kills_go_on_from_the_last_checkpoint(project, request):
 
 def test_a_killed_run_starts_again_on_the_node_where_it_left_its_memory(project):
     script, steps = "slurm/lunar_lander.sh", ("--total-steps", 400_000)
-    job = project.sbatch("--array=0", "--ntasks=3", script, *steps, *EVERY_SECOND, **SMOKE_RUN)
+    job = project.sbatch("--array=0", "--ntasks=3", script, *steps, *OFTEN, **SMOKE_RUN)
     project.wait(lambda: project.saved_step("run.h5") > 0, "saved", job)
     project.run("scancel", "--signal=KILL", f"{job}.0")
     project.wait_for_end(job)
@@ -118,12 +119,12 @@ def test_a_killed_run_starts_again_on_the_node_where_it_left_its_memory(project)
 
 def test_preempted_runs_go_on_requeued_or_resubmitted(project):
     runs = {
-        "work": project.sbatch(*TWO_NODES, SCRIPT, *SMALL, OUTPUT="results/work.h5"),
+        "work": project.sbatch(*TWO_NODES, SCRIPT, *LONGER, OUTPUT="results/work.h5"),
         "scavenge": project.sbatch(
             *TWO_NODES,
             "--partition=scavenge",
             SCRIPT,
-            *SMALL,
+            *LONGER,
             OUTPUT="results/scavenge.h5",
             GO_ON="resubmit",
         ),
@@ -149,7 +150,7 @@ def test_preempted_runs_go_on_requeued_or_resubmitted(project):
 
 def test_a_run_cancelled_by_hand_does_not_come_back(project):
     options = ("--array=0", "--ntasks=3", "slurm/lunar_lander.sh", "--total-steps", 10**8)
-    job = project.sbatch(*options, *EVERY_SECOND, **SMOKE_RUN, GO_ON="resubmit")
+    job = project.sbatch(*options, *OFTEN, **SMOKE_RUN, GO_ON="resubmit")
     project.wait(lambda: project.saved_step("run.h5") > 0, "saved", job)
     project.run("scancel", job)
     project.wait(lambda: not project.run("squeue", "--noheader"), "all ended")
@@ -160,7 +161,7 @@ def test_a_run_cancelled_by_hand_does_not_come_back(project):
 
 
 def test_a_start_takes_over_from_ranks_whose_slurmd_died(project, request):
-    length = ("--total-steps", 20_000, *SMALL[2:])
+    length = ("--total-steps", 35_000, *SMALL[2:])
     job = project.sbatch(*TWO_NODES, SCRIPT, *length, OUTPUT="results/run.h5")
     project.wait(lambda: project.saved_step("run.h5") > 0, "saved", job)
     node = project.run("squeue", "--noheader", "--format=%B", f"--job={job}")
@@ -169,7 +170,8 @@ def test_a_start_takes_over_from_ranks_whose_slurmd_died(project, request):
     project.wait_for_end(job)
     run = project.complete_run("run.h5", num_nodes=2)
     assert run.attributes["restart_count"] == 1
-    assert "stopped by its own next start" in run.tables["events"]["kind"]
+    ends = {"stopped by its own next start", KILLED}  # if MPI missed the dead node's ranks first
+    assert ends & set(run.tables["events"]["kind"])
     assert node not in run.tables["workers"]["node"]
 
 
