@@ -184,10 +184,9 @@ def submit_job(
     submits the rest. Settings given here hold for all runs. Without a num_workers in the job, runs
     have the number of ranks that the script in slurm/ asks for.
     """
-    from mpi_rl.standing import standing, task_of
-    from mpi_rl.submit import batches, collect_batch, queued, send, site
+    from mpi_rl.submit import batches, collect_batch, left_to_run, queued, send, site
 
-    at, loaded, overrides, num_ranks = site(profile), load_job(job), _overrides(settings), {}
+    at, loaded = site(profile), load_job(job)
     try:
         waiting = queued(loaded.name)
     except ValueError as error:
@@ -195,25 +194,18 @@ def submit_job(
             raise
         waiting = set()
         print(f"# the queue is not known: {str(error).splitlines()[0]}")
-    complete = 0
-    for index in range(len(loaded.sweep)):
-        config = loaded.config(index, overrides)
-        if config.num_workers and ntasks not in (None, config.num_workers + 1):
-            raise ValueError(
-                f"ntasks = {ntasks}: run {index} has num_workers = {config.num_workers}, which"
-                f" takes {config.num_workers + 1}"
-            )
-        if ntasks and not config.num_workers:
-            config = dataclasses.replace(config, num_workers=ntasks - 1)
-        state, _ = standing(_run_path(loaded, index), config, task_of(config))
-        complete += state == "complete"
-        if state != "complete" and index not in waiting:
-            num_ranks[index] = config.num_workers + 1 if config.num_workers else ntasks or 0
-    print(f"# {loaded.name}: {len(loaded.sweep)} run(s), {complete} complete,", end=" ")
-    print(f"{len(waiting)} in the queue, {len(num_ranks)} to submit", flush=True)
+    configs = [loaded.config(index, _overrides(settings)) for index in range(len(loaded.sweep))]
+    paths = [_run_path(loaded, index) for index in range(len(loaded.sweep))]
+    left = left_to_run(configs, paths, ntasks)
+    num_ranks = {index: count for index, count in left.items() if index not in waiting}
+    print(
+        f"# {loaded.name}: {len(configs)} run(s), {len(configs) - len(left)} complete,"
+        f" {len(waiting)} in the queue, {len(num_ranks)} to submit",
+        flush=True,
+    )
+    if not left:
+        print(f"python -m mpi_rl collect {job}    # merges them, should that not be done yet")
     if not num_ranks:
-        if complete == len(loaded.sweep):
-            print(f"python -m mpi_rl collect {job}    # merges them, should that not be done yet")
         return
     words = [
         word

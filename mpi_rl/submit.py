@@ -1,11 +1,15 @@
 """``mpi_rl submit``: the sbatch commands that run what is left of a job."""
 
+import dataclasses
 import os
 import shlex
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from mpi_rl.config import Config
+from mpi_rl.standing import standing, task_of
 
 PROFILES = Path("slurm", "profiles")
 DEFAULT_SCRIPT = Path("slurm", "space_invaders.sh")  # for jobs without one of their own
@@ -58,6 +62,26 @@ class Batch:
         variables = [f"{name}={shlex.quote(text)}" for name, text in self.variables.items()]
         words = [word if "$" in word else shlex.quote(word) for word in command or self.words]
         return " ".join([*variables, *words])
+
+
+def left_to_run(configs: list[Config], paths: list[Path], ntasks: int | None) -> dict[int, int]:
+    """Return the number of ranks of each run that is not complete, by index; 0: not yet said.
+
+    ``ntasks`` is for runs without num_workers. Raises ValueError where it does not fit the others,
+    or a file does not fit its run.
+    """
+    num_ranks = {}
+    for index, (config, path) in enumerate(zip(configs, paths)):
+        ranks = config.num_workers + 1 if config.num_workers else ntasks or 0
+        if ntasks not in (None, ranks):
+            raise ValueError(
+                f"ntasks = {ntasks}: run {index} has num_workers = {config.num_workers}, which"
+                f" takes {ranks}"
+            )
+        config = dataclasses.replace(config, num_workers=max(0, ranks - 1))
+        if standing(path, config, task_of(config))[0] != "complete":
+            num_ranks[index] = ranks
+    return num_ranks
 
 
 def batches(
