@@ -160,9 +160,11 @@ renumber_step() { # make the next srun's step number the count of requeues
 }
 
 go_on() { # queue the unfinished run again, if there is use in it
+    local stood_here=0
+    [[ ! -f $output.starts ]] || stood_here=$(grep -cFx "$where" "$output.starts" || true)
     if ((status == 2 || status == 74)) || [[ $where == failed:* ]]; then # see mpi_rl/__main__.py
         give_up "it would fail again"
-    elif (($(grep -cFx "$where" "$output.starts" 2>/dev/null) >= STUCK_AFTER)); then
+    elif ((stood_here >= STUCK_AFTER)); then
         give_up "$STUCK_AFTER starts in a row have saved no step"
     elif [[ ! $task ]]; then
         say "stopped: the same command goes on"

@@ -148,6 +148,25 @@ def test_preempted_runs_go_on_requeued_or_resubmitted(project):
     assert not project.run("squeue", "--noheader")  # the last successor was withdrawn
 
 
+def test_starts_that_save_nothing_are_bounded(project):
+    script = ("--array=0", "--ntasks=3", "slurm/lunar_lander.sh")
+    broken = dict(**SMOKE, SRUN_OPTIONS="--mpi=nonsense")
+    jobs = {
+        "3 starts in a row have saved no step": project.sbatch(
+            *script, **broken, OUTPUT="results/stuck.h5"
+        ),
+        "MAX_RESTARTS=1 reached": project.sbatch(
+            *script, **broken, OUTPUT="results/often.h5", MAX_RESTARTS=1
+        ),
+    }
+    for (reason, job), requeues in zip(jobs.items(), (2, 1)):
+        project.wait_for_end(job)
+        log = project.log(f"{job}_0")
+        assert log.count("queued again\n") == requeues and f"not queued again: {reason}" in log
+        assert project.cluster.state(f"{job}_0") == "FAILED"
+    assert [path.name for path in project.path("").iterdir()] == ["logs"]
+
+
 def test_a_run_cancelled_by_hand_does_not_come_back(project):
     options = ("--array=0", "--ntasks=3", "slurm/lunar_lander.sh", "--total-steps", 10**8)
     job = project.sbatch(*options, *OFTEN, **SMOKE_RUN, GO_ON="resubmit")
