@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpi_rl.commands import GROUP_OPTIONS, TrainOptions, answer, parse
-from mpi_rl.runfile import CannotWrite
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -124,7 +123,7 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
     options = parse(arguments)
     if not isinstance(options, TrainOptions):  # --help has been answered
         return None
-    from mpi_rl.runfile import writer_lock
+    from mpi_rl.lock import writer_lock
     from mpi_rl.standing import standing, task_of
 
     num_workers = options.config.num_workers or num_ranks - 1
@@ -166,6 +165,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     from mpi_rl.networks import initial_params, network_spec, use_one_thread
     from mpi_rl.progress import Progress
     from mpi_rl.recorder import Recorder
+    from mpi_rl.runfile import CannotWrite
     from mpi_rl.server import WorkersSilent, serve
     from mpi_rl.transport import ServerLink, sleeping_barrier
     from mpi_rl.updates import make_update_rule
@@ -311,19 +311,14 @@ def _launcher_rank() -> str:
 
 def _launch_mismatch(num_ranks: int, library: str) -> str:
     """Say how the launcher's number of ranks and MPI's differ; '' if they agree."""
-    for name, launcher in PROMISES.items():
-        if name in os.environ:
-            promised = int(os.environ[name])
-            break
-    else:
-        return ""
-    if promised == num_ranks:
+    name = next((name for name in PROMISES if name in os.environ), None)
+    if name is None or int(os.environ[name]) == num_ranks:
         return ""
     family = "Open MPI" if "Open MPI" in library else library.split(maxsplit=1)[0]
     right = "its own mpirun" if family == "Open MPI" else "its own mpirun, or srun --mpi=pmi2"
     return (
-        f"{launcher} started {promised} rank(s) ({name}), but MPI ({family}) sees {num_ranks}:"
-        f" launcher and library do not match; {family} needs {right}"
+        f"{PROMISES[name]} started {os.environ[name]} rank(s) ({name}), but MPI ({family}) sees"
+        f" {num_ranks}: launcher and library do not match; {family} needs {right}"
     )
 
 

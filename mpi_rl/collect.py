@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mpi_rl.config import Config, Job, config_from_json, differences
 from mpi_rl.inspect import problems_of
-from mpi_rl.runfile import Run, is_collection, read_run, read_runs, write_collection, writer_lock
+from mpi_rl.lock import writer_lock
+from mpi_rl.runfile import Run, is_collection, read_run, read_runs, write_collection
 
 PATIENCE_S = 120.0  # for another collection that writes the same file
 
@@ -95,16 +96,17 @@ def _wrong(job: Job, index: int, run: Run, first: Run | None) -> str:
             for name in old
             if old[name] != new.get(name) and name not in job.sweep[index]
         ]
+    if not unlike:
+        return ""
     number = first.attributes["index"]
-    return (
-        unlike and f"differs from run {number} in more than the sweep ({'; '.join(unlike)})" or ""
-    )
+    return f"differs from run {number} in more than the sweep ({'; '.join(unlike)})"
 
 
 def _settings(runs: dict[int, Run]) -> dict[str, list]:
     """Return the table of settings: a row per run, lists as JSON."""
     table: dict[str, list] = {"index": list(runs)}
+    configs = [run.config for run in runs.values()]
     for name in dataclasses.asdict(Config()):
-        values = [run.config[name] for run in runs.values()]
+        values = [config[name] for config in configs]
         table[name] = [json.dumps(value) if isinstance(value, list) else value for value in values]
     return table

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpi_rl.runfile import STATUSES, Run, is_locked, read_runs
+from mpi_rl.lock import is_locked
+from mpi_rl.runfile import STATUSES, Run, read_runs
 
 
 def verify_run(path: str | Path) -> list[str]:

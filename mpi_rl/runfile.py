@@ -1,8 +1,7 @@
 """The HDF5 files: one per run, its record and its checkpoint, and one per collected sweep.
 
 Rank 0 rewrites the file whole (write beside, fsync, replace), so whatever is killed, the file on
-disk opens and agrees with itself; readers need no lock. A lock file beside it keeps a second writer
-out while the first lives.
+disk opens and agrees with itself; readers need no lock.
 
     /episodes /intervals /events /workers /snapshots /timing/{worker,server}    tables: see TABLES
     /staleness    (num_workers, K): how often worker w's gradient was s versions old when applied
@@ -15,14 +14,10 @@ table with a row per run: its index and every setting.
 
 import contextlib
 import datetime
-import fcntl
 import json
-import logging
 import math
 import os
 import re
-import socket
-import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -323,69 +318,6 @@ def _leaves(file: h5py.Group, name: str) -> list[tuple[str, h5py.Dataset]]:
             lambda key, item: found.append((key, item)) if isinstance(item, h5py.Dataset) else None
         )
     return found
-
-
-@contextlib.contextmanager
-def writer_lock(path: Path, patience_s: float = 0) -> Iterator[None]:
-    """Hold the lock of run file ``path``. Raises ValueError naming a writer that keeps it for
-    longer than ``patience_s``.
-
-    The kernel frees the lock when its holder dies, so a killed run leaves nothing to clean up. A
-    file system without locks (some Lustre mounts) cannot refuse a second writer; a warning says so.
-    """
-    lock = path.with_name(path.name + ".lock")
-    handle = _lock(lock, path, time.monotonic() + patience_s)
-    job = os.environ.get("SLURM_JOB_ID")
-    if "SLURM_ARRAY_TASK_ID" in os.environ:
-        job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
-    os.truncate(handle, 0)
-    writer = f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}"
-    os.write(handle, writer.encode())
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _lock(lock: Path, path: Path, deadline_s: float) -> int:
-    """Open and lock ``lock``; again until the deadline, or if its holder was just removing it."""
-    while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            writer = os.read(handle, 200).decode().strip()
-            os.close(handle)
-            if time.monotonic() < deadline_s:
-                time.sleep(0.2)
-                continue
-            raise ValueError(
-                f"{path}: being written by {writer or 'another run'}; wait for it, or choose"
-                " another --output"
-            ) from None
-        except OSError as error:
-            logging.getLogger(__name__).warning(
-                "%s: no locks on this file system (%s): two writers would not be noticed",
-                lock,
-                error,
-            )
-            return handle
-        if lock.exists() and os.stat(lock).st_ino == os.fstat(handle).st_ino:
-            return handle
-        os.close(handle)
-
-
-def is_locked(path: Path) -> bool:
-    """Say whether a living writer holds the run file, or may: not every file system can tell."""
-    try:
-        with open(path.with_name(path.name + ".lock"), "rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except OSError:  # held, or not for us to know
-        return True
 
 
 def utc_now() -> str:

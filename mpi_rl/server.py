@@ -38,30 +38,26 @@ def serve(
     """Serve until the budget is spent or a stop is requested, and every worker has been told.
 
     ``params``, (P,), is changed in place by ``update_rule``; ``stop_requested`` returns the reason
-    for a stop, '' while there is none. Raises CannotWrite, after every worker has been told to
-    stop, if the record cannot be written, WorkersSilent if some are not heard of within
-    STOP_PATIENCE_S of a requested stop, and WorkerFailed when a worker
-    reports an exception.
+    for a stop, '' while there is none. Raises WorkerFailed when a worker reports an exception, and
+    once every worker has been told to stop, or was waited for, what ``_Stop.end`` raises.
     """
 
     def show(last: bool = False) -> None:
         progress.show(recorder.moment(len(active)), last)
 
     active, backoff, shown = set(range(link.num_workers)), Backoff(spin), perf_counter()
-    reason, stopped, unsaved = "", math.inf, _save(recorder)
+    stop = _Stop(stop_requested, recorder)
+    stop.save()
     show()  # speed is measured from here on
     while active:
         began = perf_counter()
-        if not reason and (reason := stop_requested()):
-            recorder.event(f"stopped by {reason}")
-        if reason or unsaved:
-            stopped = min(stopped, began)
+        stop.look(began)
         arrived = link.poll()
         for worker in arrived:
             rng_state = _take_in(link, worker, update_rule, recorder, config, len(active))
             updated = perf_counter()
             command = Command.CONTINUE
-            if reason or unsaved or recorder.step >= config.total_steps:
+            if stop.reason or recorder.step >= config.total_steps:
                 command = Command.STOP
                 active.remove(worker)
             link.reply(worker, params, recorder.version, command, rng_state)
@@ -77,27 +73,47 @@ def serve(
         if now - shown >= SHOW_PERIOD_S:
             shown = now
             show()
-        if now - stopped > STOP_PATIENCE_S and active:
-            if unsaved:
-                raise unsaved
-            ranks = ", ".join(str(worker + 1) for worker in sorted(active))
-            raise WorkersSilent(f"no answer from rank(s) {ranks} in {STOP_PATIENCE_S:.0f} s")
-        if recorder.is_due() and not unsaved:
-            unsaved = _save(recorder)
+        if now - stop.since > STOP_PATIENCE_S:
+            break
+        if recorder.is_due():
+            stop.save()
             recorder.serve_time(write=perf_counter() - now)
-    if unsaved:
-        raise unsaved
+    stop.end(active)
     recorder.finish("complete" if recorder.step >= config.total_steps else "checkpointed")
     show(last=True)
 
 
-def _save(recorder: Recorder) -> CannotWrite | None:
-    """Write the record; return the error if that cannot be, for the workers to be told first."""
-    try:
-        recorder.write()
-    except CannotWrite as error:
-        return error
-    return None
+class _Stop:
+    """Why and since when workers are told to stop before the budget is spent."""
+
+    def __init__(self, requested: Callable[[], str], recorder: Recorder) -> None:
+        self._requested, self._recorder = requested, recorder
+        self._unsaved: CannotWrite | None = None
+        self.reason, self.since = "", math.inf
+
+    def look(self, now: float) -> None:
+        """Take note of a request, and of when (s) the first reason was seen."""
+        if not self.reason and (reason := self._requested()):
+            self.reason = reason
+            self._recorder.event(f"stopped by {reason}")
+        if self.reason:
+            self.since = min(self.since, now)
+
+    def save(self) -> None:
+        """Write the record; that it cannot be written is a reason to stop."""
+        if not self._unsaved:
+            try:
+                self._recorder.write()
+            except CannotWrite as error:
+                self._unsaved, self.reason = error, str(error)
+
+    def end(self, active: set[int]) -> None:
+        """Raise CannotWrite, or WorkersSilent if workers are still ``active``; return if fine."""
+        if self._unsaved:
+            raise self._unsaved
+        if active:
+            ranks = ", ".join(str(worker + 1) for worker in sorted(active))
+            raise WorkersSilent(f"no answer from rank(s) {ranks} in {STOP_PATIENCE_S:.0f} s")
 
 
 def _take_in(

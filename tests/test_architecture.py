@@ -24,6 +24,7 @@ ROWS = {
     "returns": 1,
     "updates": 1,
     "transport": 1,
+    "lock": 1,
     "runfile": 1,
     "progress": 1,
     "__init__": 0,

@@ -1,12 +1,9 @@
-import fcntl
-import os
-
 import h5py
 import numpy as np
 import pytest
 
 from mpi_rl.inspect import verify_run
-from mpi_rl.runfile import is_locked, read_run, write_run, writer_lock
+from mpi_rl.runfile import read_run, write_run
 from tests.records import header, recorder
 
 
@@ -128,33 +125,3 @@ def test_a_failing_write_leaves_the_old_file_whole(path, monkeypatch):
     with pytest.raises(TypeError):
         write_run(path, run)
     assert path.read_bytes() == before
-
-
-def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
-    path = tmp_path / "run.h5"
-    with writer_lock(path):
-        assert is_locked(path)
-        with pytest.raises(ValueError, match=f"being written by process {os.getpid()} on"):
-            with writer_lock(path):
-                pass
-        assert is_locked(path)
-    assert not is_locked(path) and list(tmp_path.iterdir()) == []
-
-
-def test_a_dead_writers_lock_file_is_taken_over(tmp_path):
-    (tmp_path / "run.h5.lock").write_text(
-        "process 1 on elsewhere, long dead and with a longer name than ours"
-    )
-    with writer_lock(tmp_path / "run.h5"):
-        assert (tmp_path / "run.h5.lock").read_text().startswith(f"process {os.getpid()} on")
-        assert "dead" not in (tmp_path / "run.h5.lock").read_text()
-
-
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
-    def no_locks(handle, operation):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with writer_lock(tmp_path / "run.h5"):
-        pass
-    assert "no locks on this file system" in caplog.text

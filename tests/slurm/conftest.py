@@ -1,7 +1,6 @@
 """One cluster for all tests, and a copy of the project's scripts and jobs for each."""
 
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ import pytest
 
 from mpi_rl.inspect import verify_run
 from mpi_rl.runfile import Run, read_run
-from tests.ranks import ROOT
+from tests.ranks import ROOT, Result, mpi_rl
 from tests.slurm import testbed
 from tests.slurm.testbed import Testbed
 
@@ -40,16 +39,10 @@ class Project:
         """Run a command here; it must succeed."""
         return self.cluster.run(*command, cwd=self.folder, **self.variables, **variables)
 
-    def mpi_rl(self, *arguments: object) -> subprocess.CompletedProcess:
+    def mpi_rl(self, *arguments: object) -> Result:
         """Run a subcommand here, without MPI."""
-        return subprocess.run(
-            [sys.executable, "-m", "mpi_rl", *map(str, arguments)],
-            cwd=self.folder,
-            env={**self.cluster.environment, **self.variables},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        variables = {**self.cluster.environment, **self.variables}
+        return mpi_rl(*arguments, cwd=self.folder, variables=variables)
 
     def sbatch(self, *words: object, **variables: object) -> str:
         """Submit, and return the job's id."""

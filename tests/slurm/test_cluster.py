@@ -284,8 +284,7 @@ def test_submit_queues_what_is_left_in_arrays_of_the_right_size(project):
 
 
 @pytest.mark.parametrize(
-    "script", sorted((ROOT / "slurm").glob("*.sh")), ids=lambda path: path.name
+    "script", sorted({path.name for path in (ROOT / "slurm").glob("*.sh")} - {"lib.sh"})
 )
 def test_slurm_accepts_every_script(project, script):
-    if script.name != "lib.sh":
-        project.run("sbatch", "--test-only", f"slurm/{script.name}")
+    project.run("sbatch", "--test-only", f"slurm/{script}")

@@ -138,7 +138,7 @@ class Testbed:
                         os.kill(int(entry.name), signal.SIGKILL)
 
     def state(self, job: str) -> str:
-        """Return a job's (or array task's) state as squeue has it, '' once it is forgotten."""
+        """Return a job's (or array task's) state, also after its end."""
         line = self.run("scontrol", "--oneliner", "show", "job", job)
         return line.split("JobState=")[1].split()[0]
 
