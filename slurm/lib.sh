@@ -241,8 +241,9 @@ end_of() { # JOB_ID: how it ended, also once slurmctld has forgotten it
     echo "${state:-$(sacct --noheader --allocations --format=State --jobs="$1" 2>/dev/null || true)}"
 }
 
-field() { # JOB_ID FIELD: one value of scontrol show job
-    scontrol --oneliner show job "$1" 2>/dev/null | grep -o " $2=[^ ]*" | head -n 1 | cut -d= -f2- || true
+field() { # JOB_ID FIELD: one value of scontrol show job; a path may have spaces
+    scontrol --oneliner show job "$1" 2>/dev/null |
+        sed -En "s/^.* $2=//; T; s, [A-Za-z:/]+=.*,,; p" || true
 }
 
 collect() { # JOB: merge the sweep's complete runs; once there are all of them, draw them

@@ -93,5 +93,5 @@ class Project:
 
 @pytest.fixture
 def project(cluster: Testbed, tmp_path: Path) -> Project:
-    """A fresh folder with the scripts and the jobs."""
-    return Project(cluster, tmp_path)
+    """A fresh folder, with a space in its name, with the scripts and the jobs."""
+    return Project(cluster, tmp_path / "my project")
