@@ -162,7 +162,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     """Rank 0's part of a run; return its exit status."""
     from mpi4py import MPI
 
-    from mpi_rl.networks import initial_params, network_spec, use_one_thread
+    from mpi_rl.networks import initial_params, network_spec
     from mpi_rl.progress import Progress
     from mpi_rl.recorder import Recorder
     from mpi_rl.runfile import CannotWrite
@@ -170,7 +170,6 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     from mpi_rl.transport import ServerLink, sleeping_barrier
     from mpi_rl.updates import make_update_rule
 
-    use_one_thread()
     options, config = plan.options, plan.options.config
     settings = dataclasses.asdict(config)
     network = network_spec(settings, plan.env.observation_shape, plan.env.num_actions)
@@ -225,10 +224,9 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
 
     from mpi_rl.a3c import work
     from mpi_rl.agent import Agent, make_rng
-    from mpi_rl.networks import network_spec, num_params, use_one_thread
+    from mpi_rl.networks import network_spec, num_params
     from mpi_rl.transport import WorkerLink, sleeping_barrier
 
-    use_one_thread()
     options, config, env = plan.options, plan.options.config, plan.env
     network = network_spec(dataclasses.asdict(config), env.observation_shape, env.num_actions)
     sleeping_barrier(comm)

@@ -7,7 +7,8 @@ message each way is both push and pull.
 
 from time import perf_counter
 
-from mpi_rl.agent import Agent, Losses, Rollout, rng_state, set_rng_state
+from mpi_rl.agent import Agent, Rollout, rng_state, set_rng_state
+from mpi_rl.losses import Losses
 from mpi_rl.transport import Command, Kind, WorkerLink
 
 
@@ -23,23 +24,29 @@ def work(link: WorkerLink, agent: Agent) -> None:
     while reply["command"] != Command.STOP:
         rollout = agent.collect()
         started = perf_counter()
-        losses = agent.learn(rollout)
+        losses, grad_norm = agent.learn(rollout)
         pushed = perf_counter()
-        _write_header(link, agent, rollout, losses, pushed - started, wait_s)
+        phases = rollout.env_s, rollout.act_s, pushed - started, wait_s
+        _write_header(link, agent, rollout, losses, grad_norm, phases)
         reply = link.exchange()
         wait_s = perf_counter() - pushed
 
 
 def _write_header(
-    link: WorkerLink, agent: Agent, rollout: Rollout, losses: Losses, learn_s: float, wait_s: float
+    link: WorkerLink,
+    agent: Agent,
+    rollout: Rollout,
+    losses: Losses,
+    grad_norm: float,
+    phases: tuple[float, ...],
 ) -> None:
     header, count = link.header, len(rollout.episode_returns)
     header["kind"] = Kind.PUSH
     header["version"] = link.reply["version"]
     header["num_steps"] = rollout.actions.size
     header["policy_loss"], header["value_loss"] = losses.policy_loss, losses.value_loss
-    header["entropy"], header["grad_norm"] = losses.entropy, losses.grad_norm
-    header["phase_s"] = rollout.env_s, rollout.act_s, learn_s, wait_s
+    header["entropy"], header["grad_norm"] = losses.entropy, grad_norm
+    header["phase_s"] = phases
     header["rng_state"] = rng_state(agent.rng)
     header["num_episodes"] = count
     header["episode_returns"][:count] = rollout.episode_returns

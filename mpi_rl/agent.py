@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-import torch
-from torch.nn import functional
 
 from mpi_rl.config import Config
 from mpi_rl.envs import EnvSpec, make_envs
-from mpi_rl.networks import ActorCritic, NetworkSpec, bind, make_policy
+from mpi_rl.losses import Losses, actor_critic_loss
+from mpi_rl.mlp import Mlp
+from mpi_rl.networks import Network, NetworkSpec
 from mpi_rl.returns import n_step_returns
 
 
@@ -18,11 +18,12 @@ from mpi_rl.returns import n_step_returns
 class Rollout:
     """T steps of E environments under fixed parameters; arrays are reused by the next rollout."""
 
-    observations: np.ndarray  # (T + 1, E, *shape): what was acted on, and what the last step led to
+    logits: np.ndarray  # (T, E, num_actions) float32, the policy's
     actions: np.ndarray  # (T, E) int64
     rewards: np.ndarray  # (T, E) float32, scaled and clipped for learning
     terminated: np.ndarray  # (T, E) bool
     truncated: np.ndarray  # (T, E) bool
+    last_observations: np.ndarray  # (E, *shape): what the last step led to
     final_observations: list[tuple[int, int, np.ndarray]]  # (t, e, observation) where truncated
     episode_returns: list[float]  # of episodes that ended here, raw and undiscounted
     episode_lengths: list[int]  # the same episodes, in steps
@@ -30,14 +31,23 @@ class Rollout:
     act_s: float  # seconds spent choosing actions
 
 
-@dataclass
-class Losses:
-    """Means per step of a rollout's loss terms, unweighted, and the norm of the whole gradient."""
+def make_network(
+    spec: NetworkSpec,
+    params: np.ndarray,
+    grads: np.ndarray,
+    num_times: int,
+    num_envs: int,
+    precision: str,
+) -> Network:
+    """Return a network on ``params`` and ``grads``, (P,), for rollouts of ``num_times`` times.
 
-    policy_loss: float
-    value_loss: float
-    entropy: float
-    grad_norm: float
+    Only networks for images import torch.
+    """
+    if spec.network == "mlp":
+        return Mlp(spec, params, grads, num_times, num_envs)
+    from mpi_rl.convnet import ConvNet
+
+    return ConvNet(spec, params, grads, num_times, num_envs, precision)
 
 
 def make_rng(seed: int, worker: int) -> np.random.Generator:
@@ -77,54 +87,44 @@ class Agent:
         rng: np.random.Generator,
     ) -> None:
         self.rng, self._config, self._grads = rng, config, grads
-        self._network = bind(ActorCritic(network), params, grads)
         steps, envs = config.n_steps, config.envs_per_worker
-        self._policy = make_policy(self._network, envs)
+        # A time for each step, one for what the last step led to, and one for other observations.
+        self._network = make_network(network, params, grads, steps + 2, envs, config.precision)
         self._envs = make_envs(spec, envs)
-        self._num_actions = spec.num_actions
-        dtype = np.uint8 if config.network != "mlp" else np.float32
-        self._rollout = Rollout(
-            np.zeros((steps + 1, envs, *spec.observation_shape), dtype),
-            np.zeros((steps, envs), np.int64),
-            np.zeros((steps, envs), np.float32),
-            np.zeros((steps, envs), bool),
-            np.zeros((steps, envs), bool),
-            [],
-            [],
-            [],
-            0.0,
-            0.0,
-        )
-        self._last = steps  # where the last rollout ended, and the next one's first observation is
+        self._observations = np.zeros((envs, *spec.observation_shape), np.float32)
+        self._logits = np.zeros((steps, envs, spec.num_actions), np.float32)
+        self._actions = np.zeros((steps, envs), np.int64)
+        self._rewards = np.zeros((steps, envs), np.float32)
+        self._terminated, self._truncated = np.zeros((2, steps, envs), bool)
         self._episode_return, self._episode_length = np.zeros(envs), np.zeros(envs, np.int64)
 
     def reset(self) -> None:
         """Start fresh episodes in all environments, seeded from the worker's random stream."""
         seeds = self.rng.integers(2**31 - 1, size=self._config.envs_per_worker)
-        self._rollout.observations[self._last] = self._envs.reset(seeds)
+        self._observations = self._envs.reset(seeds)
         self._episode_return[:], self._episode_length[:] = 0, 0
 
     def collect(self) -> Rollout:
         """Play n_steps in every environment; a single one stops at its episode's end (S3)."""
-        buffers, config = self._rollout, self._config
+        config, network, logits, actions = self._config, self._network, self._logits, self._actions
         now = perf_counter()
-        noise = self.rng.gumbel(size=(config.n_steps, config.envs_per_worker, self._num_actions))
-        buffers.observations[0] = buffers.observations[self._last]
+        network.refresh()
+        noise = self.rng.gumbel(size=logits.shape)
+        observations = self._observations
         returns: list[float] = []
         lengths: list[int] = []
         final_observations = []
         env_s = act_s = 0.0
         for t in range(config.n_steps):
+            logits[t] = network.logits(t, observations)
             # The largest of logits + Gumbel noise is a draw from softmax(logits).
-            (self._policy(buffers.observations[t]) + noise[t]).argmax(
-                axis=1, out=buffers.actions[t]
-            )
+            np.add(noise[t], logits[t], out=noise[t]).argmax(axis=1, out=actions[t])
             before, now = now, perf_counter()
             act_s += now - before
-            result = self._envs.step(buffers.actions[t])
-            buffers.observations[t + 1] = result.observations
-            buffers.rewards[t] = result.rewards
-            buffers.terminated[t], buffers.truncated[t] = result.terminated, result.truncated
+            result = self._envs.step(actions[t])
+            observations = result.observations
+            self._rewards[t] = result.rewards
+            self._terminated[t], self._truncated[t] = result.terminated, result.truncated
             self._episode_return += result.rewards
             self._episode_length += 1
             if result.final_observations is not None:
@@ -138,17 +138,18 @@ class Agent:
             env_s += now - before
             if config.envs_per_worker == 1 and result.final_observations is not None:
                 break
-        self._last = length = t + 1
-        rewards = buffers.rewards[:length]
+        self._observations, length = observations, t + 1
+        rewards = self._rewards[:length]
         rewards *= np.float32(config.reward_scale)
         if config.clip_rewards:
             np.clip(rewards, -1, 1, out=rewards)
         return Rollout(
-            buffers.observations[: length + 1],
-            buffers.actions[:length],
+            logits[:length],
+            actions[:length],
             rewards,
-            buffers.terminated[:length],
-            buffers.truncated[:length],
+            self._terminated[:length],
+            self._truncated[:length],
+            observations,
             final_observations,
             returns,
             lengths,
@@ -156,66 +157,46 @@ class Agent:
             act_s,
         )
 
-    def learn(self, rollout: Rollout) -> Losses:
-        """Write the gradient of the rollout's loss into the slot's grads.
+    def learn(self, rollout: Rollout) -> tuple[Losses, float]:
+        """Write the gradient of the last rollout's loss into the slot's grads.
 
-        Raises FloatingPointError if it is not finite.
+        Returns the loss's terms and the gradient's norm. Raises FloatingPointError if that is not
+        finite.
         """
-        self._grads.fill(0)
-        loss, losses = actor_critic_loss(self._network, rollout, self._config)
-        loss.backward()
-        losses.grad_norm = math.sqrt(np.dot(self._grads, self._grads))
-        if not math.isfinite(losses.grad_norm):
+        config = self._config
+        values, returns = self._evaluate(rollout)
+        losses, logits_grad, values_grad = actor_critic_loss(
+            rollout.logits, values, rollout.actions, returns, config.entropy_coef, config.value_coef
+        )
+        self._network.backward(logits_grad, values_grad)
+        grad_norm = math.sqrt(np.dot(self._grads, self._grads))
+        if not math.isfinite(grad_norm):
             raise FloatingPointError(
-                f"the gradient's norm is {losses.grad_norm}: policy loss {losses.policy_loss:.4g}, "
+                f"the gradient's norm is {grad_norm}: policy loss {losses.policy_loss:.4g}, "
                 f"value loss {losses.value_loss:.4g}; a smaller learning_rate may be right"
             )
-        return losses
+        return losses, grad_norm
+
+    def _evaluate(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+        """Return V and the n-step return of every step, (T, E), under the rollout's parameters."""
+        network, length = self._network, len(rollout.actions)
+        final_values = np.zeros_like(rollout.rewards)
+        for t, e, observation in rollout.final_observations:
+            others = np.broadcast_to(observation, rollout.last_observations.shape)
+            network.logits(length, np.ascontiguousarray(others))
+            final_values[t, e] = network.values(length, length + 1)[0, 0]
+        network.logits(length, rollout.last_observations)
+        values = network.values(0, length + 1)
+        returns = n_step_returns(
+            rollout.rewards,
+            rollout.terminated,
+            rollout.truncated,
+            final_values,
+            values[length],
+            self._config.gamma,
+        )
+        return values[:length], returns
 
     def close(self) -> None:
         """Close the environments."""
         self._envs.close()
-
-
-def actor_critic_loss(
-    network: ActorCritic, rollout: Rollout, config: Config
-) -> tuple[torch.Tensor, Losses]:
-    """Return the loss of Mnih et al. 2016, algorithm S3, a scalar, and its parts (grad_norm 0).
-
-    loss = 1/E sum_e sum_t [ -log pi(a|s) (R - V(s)) - entropy_coef H(pi(.|s)) + value_coef (R -
-    V(s))^2 ], where R is the n-step return and the advantage R - V(s) is a constant for the
-    policy's gradient.
-    """
-    num_steps, num_envs = rollout.actions.shape
-    returns = torch.from_numpy(_returns(network, rollout, config.gamma).reshape(-1))
-    logits, values = network(torch.from_numpy(_flat(rollout.observations[:num_steps])))
-    log_probs = functional.log_softmax(logits, dim=-1)
-    chosen = log_probs.gather(1, torch.from_numpy(rollout.actions).view(-1, 1)).squeeze(1)
-    errors = returns - values
-    policy_loss = -(chosen * errors.detach()).sum()
-    value_loss = errors.square().sum()
-    entropy = -(log_probs.exp() * log_probs).sum()
-    loss = (policy_loss - config.entropy_coef * entropy + config.value_coef * value_loss) / num_envs
-    count = num_steps * num_envs
-    return loss, Losses(
-        policy_loss.item() / count, value_loss.item() / count, entropy.item() / count, 0.0
-    )
-
-
-def _returns(network: ActorCritic, rollout: Rollout, gamma: float) -> np.ndarray:
-    """Return the rollout's n-step returns, (T, E), with values under the rollout's parameters."""
-    bootstrap = np.zeros(rollout.rewards.shape[1], np.float32)
-    final_values = np.zeros_like(rollout.rewards)
-    with torch.inference_mode():
-        if not (rollout.terminated[-1] | rollout.truncated[-1]).all():
-            bootstrap = network(torch.from_numpy(rollout.observations[-1]))[1].numpy()
-        if rollout.final_observations:
-            steps, envs, observations = zip(*rollout.final_observations)
-            final_values[steps, envs] = network(torch.from_numpy(np.stack(observations)))[1].numpy()
-    return n_step_returns(
-        rollout.rewards, rollout.terminated, rollout.truncated, final_values, bootstrap, gamma
-    )
-
-
-def _flat(observations: np.ndarray) -> np.ndarray:
-    return observations.reshape(-1, *observations.shape[2:])

@@ -8,10 +8,12 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from mpi_rl import fused
 
 if TYPE_CHECKING:
     import ale_py
@@ -113,73 +115,162 @@ class VectorTask:
 
 
 class AleGame:
-    """E copies of one ALE game, emulated and preprocessed in C++ by one thread."""
+    """E copies of one ALE game, in this thread, with the preprocessing of Mnih et al. 2015.
+
+    A step holds its action for FRAME_SKIP frames. The last two of them, in grey, become one picture
+    by their maximum, which is averaged down to 84 x 84; an observation is the last FRAME_STACK
+    pictures, the newest last, and black where an episode has had fewer. ale_py.AtariVectorEnv
+    computes the same in threads of its own, which costs more, and most with more ranks than cores.
+    """
 
     steps_per_s = 60 // FRAME_SKIP  # of a person watching in real time
 
     def __init__(self, spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> None:
-        self._emulator = _emulator(
-            spec, num_envs, FRAME_SIZE, FRAME_SIZE, FRAME_STACK, grayscale=True
-        )
-        self._colour: ale_py.AtariVectorEnv | None = None
-        if render_mode:  # same seeds, same actions, and the colours that the policy's frames lack
-            self._colour = _emulator(spec, num_envs, 210, 160, 1, grayscale=False)
-        self._picture = np.zeros((210, 160, 3), np.uint8)
-        self._lives_end = spec.life_loss_terminates
-        self._episode_frames = np.zeros(num_envs, np.int64)
+        self._spec = spec
+        self._games = [_emulator(spec, seed=0) for _ in range(num_envs)]
+        self._actions = self._games[0].getMinimalActionSet()
+        self._rngs = [np.random.default_rng(0)] * num_envs
+        height, width = self._games[0].getScreenDims()
+        self._frames = np.zeros((2, num_envs, height, width), np.uint8)
+        self._shrink = _Shrink(self._frames)
+        self._observations = np.zeros((num_envs, FRAME_STACK, FRAME_SIZE, FRAME_SIZE), np.uint8)
+        self._final_observations = np.zeros_like(self._observations)
+        self._rewards = np.zeros(num_envs)
+        self._terminated, self._truncated, self._over = np.zeros((3, num_envs), bool)
+        self._colours = np.zeros((2, height, width, 3), np.uint8) if render_mode else None
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
-        observations, info = self._emulator.reset(seed=seeds)
-        self._episode_frames = info["episode_frame_number"]
-        if self._colour:
-            self._picture = self._colour.reset(seed=seeds)[0][0, 0]
-        return observations
+        if self._spec.sticky_action_prob:  # all that is random in an emulator, seeded when it loads
+            self._games = [_emulator(self._spec, int(seed)) for seed in seeds]
+        self._rngs = [np.random.default_rng(int(seed)) for seed in seeds]
+        for e in range(len(self._games)):
+            self._restart(e)
+        self._observations[:, -1] = self._shrink()
+        return self._observations
+
+    def _restart(self, e: int) -> None:
+        """Start an episode: 0 to noop_max frames of no action, and one of FIRE if it is wanted."""
+        import ale_py
+
+        game, spec = self._games[e], self._spec
+        game.reset_game()
+        begin = [ale_py.Action.NOOP] * int(self._rngs[e].integers(spec.noop_max + 1))
+        if spec.fire_reset and ale_py.Action.FIRE in self._actions:
+            begin.append(ale_py.Action.FIRE)
+        for action in begin:
+            game.act(action)
+            if game.game_over():
+                game.reset_game()
+        self._observations[e] = 0
+        self._see(e, 0)
+        self._see(e, 1)
+
+    def _see(self, e: int, k: int) -> None:
+        """Take the screen as frame k, 0 or 1, of the last two."""
+        self._games[e].getScreenGrayscale(self._frames[k, e])
+        if self._colours is not None and e == 0:
+            self._games[e].getScreenRGB(self._colours[k])
 
     def step(self, actions: np.ndarray) -> StepResult:
-        observations, rewards, terminated, truncated, info = self._emulator.step(actions)
-        if self._colour:
-            self._picture = self._colour.step(actions)[0][0, 0]
-        frames, self._episode_frames = self._episode_frames, info["episode_frame_number"]
-        episode_over = terminated | truncated
-        if self._lives_end:  # after a lost life the same game goes on: its frames keep counting
-            episode_over = episode_over & (self._episode_frames < frames)
+        ended = [e for e, action in enumerate(actions.tolist()) if self._play(e, action)]
+        observations = self._observations
+        for i in range(FRAME_STACK - 1):
+            observations[:, i] = observations[:, i + 1]
+        observations[:, -1] = self._shrink()
+        if ended:
+            self._final_observations[ended] = observations[ended]
+            over = [e for e in ended if self._over[e]]
+            for e in over:
+                self._restart(e)
+            observations[over, -1] = self._shrink()[over]
         return StepResult(
-            observations, rewards, terminated, truncated, episode_over, info.get("final_obs")
+            observations,
+            self._rewards,
+            self._terminated,
+            self._truncated,
+            self._over,
+            self._final_observations if ended else None,
         )
 
+    def _play(self, e: int, action: int) -> bool:
+        """Play one step of game ``e``; say whether it ended, or a life that counts."""
+        game, move, reward, over = self._games[e], self._actions[action], 0, False
+        lives = game.lives()
+        for frame in range(FRAME_SKIP):
+            reward += game.act(move)
+            over = game.game_over()
+            if over or frame >= FRAME_SKIP - 2:
+                self._see(e, frame % 2)
+            if over:
+                break
+        truncated = over and game.game_truncated()
+        lost = self._spec.life_loss_terminates and game.lives() < lives
+        terminated = lost or (over and not truncated)
+        self._rewards[e], self._over[e] = reward, over
+        self._terminated[e], self._truncated[e] = terminated, truncated
+        return terminated or truncated
+
     def render(self) -> np.ndarray:
-        """Return the first game's picture, (210, 160, 3) uint8."""
-        return self._picture
+        """Return the first game's picture, (height, width, 3) uint8, of the last two frames."""
+        assert self._colours is not None
+        return self._colours.max(axis=0)
 
     def close(self) -> None:
-        del self._emulator, self._colour
+        del self._games
 
 
-def _emulator(
-    spec: EnvSpec, num_envs: int, height: int, width: int, stack: int, grayscale: bool
-) -> "ale_py.AtariVectorEnv":
+class _Shrink:
+    """Averages pairs of frames of (height, width) over areas down to (FRAME_SIZE, FRAME_SIZE)."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        """Take the frames from (2, E, height, width) uint8, as they are at each call."""
+        _, num_envs, *size = frames.shape
+        self._frames, (self._rows, self._columns) = frames, map(_area_weights, size)
+        self._pictures = np.zeros((num_envs, FRAME_SIZE, FRAME_SIZE), np.uint8)
+        self._most = np.zeros(frames.shape[1:], np.uint8)
+        if fused.AVAILABLE:
+            taps = *_taps(self._rows), *_taps(self._columns)
+            self._run = fused.bound("shrink", num_envs, *size, *frames, self._pictures, *taps)
+
+    def __call__(self) -> np.ndarray:
+        """Return the pictures, (E, 84, 84) uint8, of each pair's maximum; a reused array."""
+        if fused.AVAILABLE:
+            self._run()
+            return self._pictures
+        np.maximum(self._frames[0], self._frames[1], out=self._most)
+        averages = self._rows.T @ self._most.astype(np.float32) @ self._columns
+        np.copyto(self._pictures, np.rint(averages), casting="unsafe")
+        return self._pictures
+
+
+def _area_weights(size: int) -> np.ndarray:
+    """Return how much each of ``size`` places counts in each average, (size, FRAME_SIZE)."""
+    edges = np.arange(FRAME_SIZE + 1) * size / FRAME_SIZE
+    place = np.arange(size)[:, None]
+    overlap = np.minimum(place + 1, edges[1:]) - np.maximum(place, edges[:-1])
+    return np.maximum(overlap * FRAME_SIZE / size, 0).astype(np.float32)
+
+
+def _taps(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return each average's first place, its weights from there on, and how many they are."""
+    count = int((weights > 0).sum(axis=0).max())
+    first = np.minimum((weights > 0).argmax(axis=0), len(weights) - count)
+    taken = np.take_along_axis(weights, first + np.arange(count)[:, None], axis=0)
+    return first.astype(np.int32), np.ascontiguousarray(taken.T), count
+
+
+def _emulator(spec: EnvSpec, seed: int) -> "ale_py.ALEInterface":
     import ale_py
-    import gymnasium
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    # The emulator draws 0 to its noop_max - 1 no-ops; ours counts up to and with noop_max.
-    return ale_py.AtariVectorEnv(
-        spec.env,
-        num_envs,
-        num_threads=1,
-        frameskip=FRAME_SKIP,
-        stack_num=stack,
-        img_height=height,
-        img_width=width,
-        grayscale=grayscale,
-        autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP,
-        reward_clipping=False,
-        repeat_action_probability=spec.sticky_action_prob,
-        noop_max=spec.noop_max + 1,
-        use_fire_reset=spec.fire_reset,
-        life_loss_info=spec.life_loss_terminates,
-        max_num_frames_per_episode=spec.max_episode_frames,
-    )
+    game = ale_py.ALEInterface()
+    game.setInt("random_seed", seed)
+    game.setFloat("repeat_action_probability", spec.sticky_action_prob)
+    game.setInt("max_num_frames_per_episode", spec.max_episode_frames)
+    rom = ale_py.roms.get_rom_path(spec.env)
+    assert rom is not None
+    game.loadROM(rom)
+    return game
 
 
 def make_envs(spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> VectorTask | AleGame:
@@ -217,12 +308,7 @@ def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
                     else f"valid: {', '.join(VECTOR_TASKS)} or an ALE game like space_invaders"
                 )
             )
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        ale = ale_py.ALEInterface()
-        rom = ale_py.roms.get_rom_path(env)
-        assert rom is not None
-        ale.loadROM(rom)
-        shape, num_actions = (FRAME_STACK, FRAME_SIZE, FRAME_SIZE), len(ale.getMinimalActionSet())
+        shape, num_actions = (FRAME_STACK, FRAME_SIZE, FRAME_SIZE), 0
     names = (
         "sticky_action_prob",
         "noop_max",
@@ -230,13 +316,16 @@ def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
         "life_loss_terminates",
         "max_episode_frames",
     )
-    return EnvSpec(
+    spec = EnvSpec(
         env,
         FRAME_SKIP,
         **{name: settings[name] for name in names},
         observation_shape=shape,
         num_actions=num_actions,
     )
+    if env not in VECTOR_TASKS:
+        num_actions = len(_emulator(spec, seed=0).getMinimalActionSet())
+    return replace(spec, num_actions=num_actions)
 
 
 def env_spec_from_json(text: str) -> EnvSpec:

@@ -1,18 +1,16 @@
-"""Actor-critic networks as views of two flat float32 vectors, (P,): parameters and gradients.
+"""Actor-critic networks: their layers in one flat float32 vector, (P,), and its first values.
 
-The vectors belong to the caller (a worker's slot): backward writes the gradient where the server
-reads it, and the server's reply changes the network without a copy.
+The vector belongs to the caller (the server's parameters, a worker's slot). ``mlp`` and ``convnet``
+compute with it, and write gradients into another such vector.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import nn
 
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 GAINS = {
     "tanh": 2**0.5,
     "relu": 2**0.5,
@@ -35,6 +33,43 @@ class NetworkSpec:
     num_actions: int
 
 
+class Layer(NamedTuple):
+    """One layer: its place in the vector is its place in ``layers``, the weight before the bias."""
+
+    part: str  # "trunk", "policy" or "value"
+    shape: tuple[int, ...]  # of the weight: (out, in) or, of a convolution, (out, in, side, side)
+    stride: int  # of a convolution, else 0
+
+    @property
+    def fan_in(self) -> int:
+        """How many numbers go into one of the layer's outputs."""
+        return math.prod(self.shape[1:])
+
+
+class Network(Protocol):
+    """A network at work on a rollout: E environments at each of the times 0, 1, 2, ...
+
+    What ``logits`` computes at a time is kept until that time comes again, so that the gradient of
+    a rollout needs no second forward pass.
+    """
+
+    def refresh(self) -> None:
+        """Take note that the parameters have changed."""
+
+    def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
+        """Return the policy's (E, num_actions) for observations (E, *shape); a reused array."""
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """Return V, (stop - start, E), of the observations that ``logits`` saw at those times."""
+
+    def backward(self, logits_grad: np.ndarray, values_grad: np.ndarray) -> None:
+        """Write the gradient of a loss by the parameters over ``grads``.
+
+        The arguments are its gradients by the logits, (T, E, num_actions), and by the values, (T,
+        E), of times 0 to T - 1.
+        """
+
+
 def network_spec(
     settings: Mapping[str, Any], observation_shape: tuple[int, ...], num_actions: int
 ) -> NetworkSpec:
@@ -50,182 +85,80 @@ def network_spec(
     )
 
 
-class _Pixels(nn.Module):
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled():  # the convolutions' backward is a quarter faster in this layout
-            observations = observations.contiguous(memory_format=torch.channels_last)
-        return observations.to(torch.float32).mul_(1 / 255)
+def layers(spec: NetworkSpec) -> list[Layer]:
+    """Return the layers of a network, in the order in which the vector holds them."""
+    if spec.network != "mlp":
+        trunk = list((_atari_2013 if spec.network == "atari_2013" else _atari_2015)(spec))
+        features = trunk[-1].shape[0]
+        heads = [
+            Layer(part, (size, features), 0)
+            for part, size in (("policy", spec.num_actions), ("value", 1))
+        ]
+        return trunk + heads
+    widths = [*spec.observation_shape, *spec.hidden_sizes]
+    hidden = list(zip(widths[1:], widths[:-1]))
+    trunk = [] if spec.separate_trunks else [Layer("trunk", shape, 0) for shape in hidden]
+    for part, size in (("policy", spec.num_actions), ("value", 1)):
+        own = hidden if spec.separate_trunks else []
+        trunk += [Layer(part, shape, 0) for shape in [*own, (size, widths[-1])]]
+    return trunk
 
 
-class ActorCritic(nn.Module):
-    """A policy and a value function, perhaps with a common trunk; ``bind`` gives it memory."""
-
-    def __init__(self, spec: NetworkSpec) -> None:
-        super().__init__()
-        with torch.device("meta"):
-            if spec.network == "mlp":
-                width = spec.observation_shape[0]
-                if spec.separate_trunks:
-                    self.trunk = nn.Sequential()
-                    self.policy = nn.Sequential(
-                        *_mlp(width, spec), nn.Linear(spec.hidden_sizes[-1], spec.num_actions)
-                    )
-                    self.value = nn.Sequential(
-                        *_mlp(width, spec), nn.Linear(spec.hidden_sizes[-1], 1)
-                    )
-                    return
-                self.trunk, features = nn.Sequential(*_mlp(width, spec)), spec.hidden_sizes[-1]
-            elif spec.network == "atari_2013":
-                self.trunk, features = _atari_2013(spec.observation_shape[0]), 256
-            else:
-                self.trunk, features = _atari_2015(spec.observation_shape[0]), 512
-            self.policy = nn.Sequential(nn.Linear(features, spec.num_actions))
-            self.value = nn.Sequential(nn.Linear(features, 1))
-
-    def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (B, num_actions) and values (B,) of observations (B, *shape)."""
-        features = self.trunk(observations)
-        return self.policy(features), self.value(features).squeeze(-1)
+def _atari_2013(spec: NetworkSpec) -> Iterator[Layer]:
+    """Mnih et al. 2013, which the A3C paper uses: images of 84 x 84 become 9 x 9."""
+    yield Layer("trunk", (16, spec.observation_shape[0], 8, 8), 4)
+    yield Layer("trunk", (32, 16, 4, 4), 2)
+    yield Layer("trunk", (256, 9 * 9 * 32), 0)
 
 
-def _mlp(width: int, spec: NetworkSpec) -> Iterator[nn.Module]:
-    for hidden in spec.hidden_sizes:
-        yield nn.Linear(width, hidden)
-        yield ACTIVATIONS[spec.activation]()
-        width = hidden
-
-
-def _atari_2013(channels: int) -> nn.Sequential:
-    """Mnih et al. 2013, which the A3C paper uses."""
-    return nn.Sequential(
-        _Pixels(),
-        nn.Conv2d(channels, 16, 8, stride=4),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * 9 * 9, 256),
-        nn.ReLU(),
-    )
-
-
-def _atari_2015(channels: int) -> nn.Sequential:
-    """Mnih et al. 2015."""
-    return nn.Sequential(
-        _Pixels(),
-        nn.Conv2d(channels, 32, 8, stride=4),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 4, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3, stride=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 512),
-        nn.ReLU(),
-    )
-
-
-def use_one_thread() -> None:
-    """Keep torch to one thread: every rank has one core."""
-    torch.set_num_threads(1)
+def _atari_2015(spec: NetworkSpec) -> Iterator[Layer]:
+    """Mnih et al. 2015: images of 84 x 84 become 7 x 7."""
+    yield Layer("trunk", (32, spec.observation_shape[0], 8, 8), 4)
+    yield Layer("trunk", (64, 32, 4, 4), 2)
+    yield Layer("trunk", (64, 64, 3, 3), 1)
+    yield Layer("trunk", (512, 7 * 7 * 64), 0)
 
 
 def num_params(spec: NetworkSpec) -> int:
     """Return P, the size of the flat parameter vector."""
-    return sum(parameter.numel() for parameter in ActorCritic(spec).parameters())
+    return sum(layer.shape[0] * (layer.fan_in + 1) for layer in layers(spec))
 
 
-def bind(network: ActorCritic, params: np.ndarray, grads: np.ndarray | None = None) -> ActorCritic:
-    """Make the parameters (and gradients) views of ``params`` (``grads``), (P,) float32."""
-    offset = 0
-    for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            end = offset + parameter.numel()
-            view = nn.Parameter(
-                torch.from_numpy(params[offset:end]).view(parameter.shape),
-                requires_grad=grads is not None,
-            )
-            if grads is not None:
-                view.grad = torch.from_numpy(grads[offset:end]).view(parameter.shape)
-            setattr(module, name, view)
-            assert view.data_ptr() == params[offset:end].ctypes.data
-            offset = end
-    assert offset == params.size, f"{params.size} parameters given, {offset} needed"
-    return network
+def views(spec: NetworkSpec, vector: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each layer's weight and bias as views of ``vector``, (P,)."""
+    found, offset = [], 0
+    for layer in layers(spec):
+        end = offset + layer.shape[0] * layer.fan_in
+        weight, bias = vector[offset:end].reshape(layer.shape), vector[end : end + layer.shape[0]]
+        assert np.shares_memory(weight, vector)
+        found.append((weight, bias))
+        offset = end + layer.shape[0]
+    assert offset == vector.size, f"{vector.size} parameters given, {offset} needed"
+    return found
 
 
 def initial_params(spec: NetworkSpec, seed: int) -> np.ndarray:
     """Return the first parameters, (P,) float32, drawn from ``seed``."""
     params = np.zeros(num_params(spec), np.float32)
-    network = bind(ActorCritic(spec), params)
-    generator = torch.Generator().manual_seed(seed)
-    for head, part in (
-        ("trunk", network.trunk),
-        ("policy", network.policy),
-        ("value", network.value),
-    ):
-        layers = [layer for layer in part if isinstance(layer, (nn.Linear, nn.Conv2d))]
-        for layer in layers:
-            bound = layer.weight[0].numel() ** -0.5
-            if spec.initialization == "normal":
-                nn.init.normal_(layer.weight, 0, NORMAL_DEVIATION, generator=generator)
-            elif spec.initialization == "uniform":
-                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-                assert layer.bias is not None
-                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-            else:
-                last = layer is layers[-1] and head != "trunk"
-                nn.init.orthogonal_(
-                    layer.weight, GAINS[head if last else spec.activation], generator=generator
-                )
+    rng = np.random.default_rng(seed)
+    stack = layers(spec)
+    for i, (layer, (weight, bias)) in enumerate(zip(stack, views(spec, params))):
+        bound = layer.fan_in**-0.5
+        if spec.initialization == "normal":
+            weight[:] = rng.normal(0, NORMAL_DEVIATION, layer.shape)
+        elif spec.initialization == "uniform":
+            weight[:] = rng.uniform(-bound, bound, layer.shape)
+            bias[:] = rng.uniform(-bound, bound, bias.shape)
+        else:
+            is_last = [other.part for other in stack[i + 1 : i + 2]] != [layer.part]
+            head = layer.part != "trunk" and is_last
+            gain = GAINS[layer.part if head else spec.activation]
+            weight[:] = gain * _orthogonal(rng, layer.shape[0], layer.fan_in).reshape(layer.shape)
     return params
 
 
-# Observations (E, *shape) -> logits (E, num_actions), a reused array.
-Policy = Callable[[np.ndarray], np.ndarray]
-
-
-def make_policy(network: ActorCritic, num_envs: int) -> Policy:
-    """Return the fastest way to act: NumPy on the same vector for an mlp, torch for images."""
-    if any(isinstance(layer, nn.Conv2d) for layer in network.trunk):
-        return _torch_policy(network)
-    return _numpy_policy([*network.trunk, *network.policy], num_envs)
-
-
-def _torch_policy(network: ActorCritic) -> Policy:
-    actor = nn.Sequential(network.trunk, network.policy)
-
-    def policy(observations: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return actor(torch.from_numpy(observations)).numpy()
-
-    return policy
-
-
-def _numpy_policy(modules: list[nn.Module], num_envs: int) -> Policy:
-    layers = [
-        (
-            layer.weight.detach().numpy().T,
-            layer.bias.detach().numpy(),
-            np.zeros((num_envs, layer.out_features), np.float32),
-        )
-        for layer in modules
-        if isinstance(layer, nn.Linear)
-    ]
-    squash = np.tanh if any(isinstance(module, nn.Tanh) for module in modules) else _relu
-    *hidden, (last_weight, last_bias, logits) = layers
-
-    def policy(observations: np.ndarray) -> np.ndarray:
-        features = observations
-        for weight, bias, out in hidden:
-            np.matmul(features, weight, out=out)
-            np.add(out, bias, out=out)
-            features = squash(out, out=out)
-        np.matmul(features, last_weight, out=logits)
-        return np.add(logits, last_bias, out=logits)
-
-    return policy
-
-
-def _relu(values: np.ndarray, out: np.ndarray) -> np.ndarray:
-    return np.maximum(values, 0, out=out)
+def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Return a matrix with orthonormal rows (or columns, whichever are fewer), drawn uniformly."""
+    tall = np.linalg.qr(rng.normal(size=(max(rows, columns), min(rows, columns))))
+    matrix = tall.Q * np.sign(np.diag(tall.R))
+    return matrix if rows >= columns else matrix.T

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from mpi_rl.envs import AleGame, VectorTask, env_spec_from_json, make_envs
-from mpi_rl.networks import ActorCritic, Policy, bind, make_policy, network_spec
+from mpi_rl.agent import make_network
+from mpi_rl.networks import Network, network_spec
 from mpi_rl.runfile import Run, read_run
 
 MOST_FRAMES_PER_S = 25  # of the GIF; faster tasks show every n-th step
@@ -29,14 +30,16 @@ def record(
     run = read_run(path)
     row = _snapshot_row(run, path, snapshot)
     spec = env_spec_from_json(run.attributes["env_spec"])
-    network = ActorCritic(network_spec(run.config, spec.observation_shape, spec.num_actions))
-    policy = make_policy(bind(network, run.snapshot_params[row].copy()), 1)
+    params = run.snapshot_params[row].astype(np.float32)
+    shape = network_spec(run.config, spec.observation_shape, spec.num_actions)
+    network = make_network(shape, params, np.zeros_like(params), 1, 1, run.config["precision"])
+    network.refresh()
     envs = make_envs(spec, 1, render_mode="rgb_array")
     rng = np.random.default_rng(seed)
     skip = -(-envs.steps_per_s // MOST_FRAMES_PER_S)
     frames: list[Image.Image] = []
     returns, lengths = zip(
-        *(_play(envs, policy, rng, frames, skip, max_steps, greedy) for _ in range(num_episodes))
+        *(_play(envs, network, rng, frames, skip, max_steps, greedy) for _ in range(num_episodes))
     )
     envs.close()
     frames[0].save(
@@ -69,7 +72,7 @@ def _snapshot_row(run: Run, path: Path, snapshot: str) -> int:
 
 def _play(
     envs: VectorTask | AleGame,
-    policy: Policy,
+    network: Network,
     rng: np.random.Generator,
     frames: list[Image.Image],
     skip: int,
@@ -81,7 +84,7 @@ def _play(
     for step in range(max_steps):
         if step % skip == 0:
             frames.append(_frame(envs.render()))
-        logits = policy(observations)
+        logits = network.logits(0, observations)
         noise = 0 if greedy else rng.gumbel(size=logits.shape)
         result = envs.step((logits + noise).argmax(axis=1))
         observations, episode_return = result.observations, episode_return + float(

@@ -29,7 +29,7 @@ import numpy as np
 
 SCHEMA = "mpi_rl run"
 COLLECTION_SCHEMA = "mpi_rl collection"
-SCHEMA_VERSION = 1  # of both
+SCHEMA_VERSION = 2  # of both; 2: the Atari networks' hidden layer sees channels last
 REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
@@ -279,10 +279,11 @@ def _opened(path: str | Path) -> Iterator[h5py.File]:
                     f"{path}: an HDF5 file, but not a run file: its schema is {schema!r}, not"
                     f" {SCHEMA!r}"
                 )
-            if file.attrs["schema_version"] > SCHEMA_VERSION:
+            if (version := file.attrs["schema_version"]) != SCHEMA_VERSION:
+                newer = version > SCHEMA_VERSION
                 raise ValueError(
-                    f"{path}: schema version {file.attrs['schema_version']} is newer than this"
-                    f" program's {SCHEMA_VERSION}: use a newer mpi_rl"
+                    f"{path}: schema version {version} is {'newer' if newer else 'older'} than this"
+                    f" program's {SCHEMA_VERSION}: use {'a newer' if newer else 'an older'} mpi_rl"
                 )
             yield file
     except FileNotFoundError:

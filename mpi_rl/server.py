@@ -11,7 +11,7 @@ from mpi_rl.progress import Progress
 from mpi_rl.recorder import Recorder
 from mpi_rl.runfile import CannotWrite
 from mpi_rl.transport import Backoff, Command, Kind, ServerLink
-from mpi_rl.updates import UpdateRule, clip_by_norm, learning_rate_at
+from mpi_rl.updates import UpdateRule, clipping, learning_rate_at
 
 SHOW_PERIOD_S = 1.0  # between two looks at the progress
 STOP_PATIENCE_S = 20.0  # for the pushes of workers that are to stop; Slurm kills 30 s after SIGTERM
@@ -54,13 +54,13 @@ def serve(
         stop.look(began)
         arrived = link.poll()
         for worker in arrived:
-            rng_state = _take_in(link, worker, update_rule, recorder, config, len(active))
+            rng_state = _take_in(link, worker, params, update_rule, recorder, config, len(active))
             updated = perf_counter()
             command = Command.CONTINUE
             if stop.reason or recorder.step >= config.total_steps:
                 command = Command.STOP
                 active.remove(worker)
-            link.reply(worker, params, recorder.version, command, rng_state)
+            link.reply(worker, recorder.version, command, rng_state)
             replied = perf_counter()
             recorder.serve_time(update=updated - began, reply=replied - updated)
             began = replied
@@ -119,21 +119,26 @@ class _Stop:
 def _take_in(
     link: ServerLink,
     worker: int,
+    params: np.ndarray,
     update_rule: UpdateRule,
     recorder: Recorder,
     config: Config,
     num_active_workers: int,
 ) -> np.ndarray | None:
-    """Apply and record what ``worker`` sent; return the saved random state of one that joins."""
-    header, grads = link.header(worker), link.grads(worker)
+    """Apply and record what ``worker`` sent, and make the newest parameters its reply.
+
+    Returns the saved random state of a worker that joins.
+    """
+    header = link.header(worker)
     if header["kind"] == Kind.FAILED:
         raise WorkerFailed(f"worker {worker} (rank {worker + 1}) failed")
     if header["kind"] == Kind.JOIN:
+        np.copyto(link.params(worker), params)
         return recorder.join(worker, header["rng_state"])
     learning_rate = learning_rate_at(
         recorder.step, config.learning_rate, config.learning_rate_schedule, config.total_steps
     )
-    clip_by_norm(grads, header["grad_norm"], config.max_grad_norm)
-    update_rule(grads, learning_rate, worker)
+    scale = clipping(float(header["grad_norm"]), config.max_grad_norm)
+    update_rule(link.grads(worker), link.params(worker), learning_rate, scale, worker)
     recorder.push(worker, header, learning_rate, num_active_workers)
     return None

@@ -246,6 +246,8 @@ class ServerLink(_Link):
     def poll(self) -> list[int]:
         """Return the workers whose push has arrived since the last call, without waiting."""
         arrived = MPI.Request.Testsome(self._receives) or []
+        for worker in arrived:
+            wait_until(self._sends[worker].Test)  # long done: it has pushed again since
         if arrived:
             self._sync()
         return arrived
@@ -258,18 +260,18 @@ class ServerLink(_Link):
         """Return the gradient that ``worker`` pushed, (P,) float32."""
         return self._slots[worker].grads
 
+    def params(self, worker: int) -> np.ndarray:
+        """Return where the server writes what ``worker``'s next reply brings, (P,) float32.
+
+        It may be written from the worker's push to the reply.
+        """
+        return self._slots[worker].params
+
     def reply(
-        self,
-        worker: int,
-        params: np.ndarray,
-        version: int,
-        command: Command,
-        rng_state: np.ndarray | None = None,
+        self, worker: int, version: int, command: Command, rng_state: np.ndarray | None = None
     ) -> None:
-        """Copy ``params`` to the worker and answer its push; STOP is a worker's last answer."""
+        """Answer the worker's push with its ``params``; STOP is a worker's last answer."""
         slot, resumed = self._slots[worker], rng_state is not None
-        wait_until(self._sends[worker].Test)  # long done: the worker has pushed again since
-        np.copyto(slot.params, params)
         slot.reply[0] = (version, command, resumed, rng_state if resumed else 0)
         if command != Command.STOP:
             self._receives[worker].Start()

@@ -1,8 +1,12 @@
 """Update rules: how the server applies one gradient to the flat parameter vector.
 
-Every rule is called as ``rule(grads, learning_rate, worker)``, changes its parameters in place and
+Every rule is called as ``rule(grads, reply, learning_rate, scale, worker)``. It changes its
+parameters in place by ``scale`` times the gradient, writes the new ones to ``reply`` as well, and
 keeps its statistics in ``statistics``, a dict of arrays that the run file saves and restores.
 Nothing of size P is allocated in a call.
+
+A rule is written twice: in NumPy, to be read, and in ``fused.c``, which does all of it in one pass
+over memory and is used where it has been built.
 """
 
 import math
@@ -10,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
+
+from mpi_rl import fused
 
 ADAM_BETAS = (0.9, 0.999)  # Kingma & Ba 2015
 
@@ -20,8 +25,10 @@ class UpdateRule(Protocol):
 
     statistics: dict[str, np.ndarray]
 
-    def __call__(self, grads: np.ndarray, learning_rate: float, worker: int) -> None:
-        """Change the parameters by one gradient of ``worker`` (0-based)."""
+    def __call__(
+        self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float, worker: int
+    ) -> None:
+        """Change the parameters by one gradient of ``worker`` (0-based) and copy them."""
 
 
 class SharedRMSProp:
@@ -33,16 +40,23 @@ class SharedRMSProp:
 
     def __init__(self, params: np.ndarray, decay: float, epsilon: float) -> None:
         self.statistics = {"mean_square": np.zeros_like(params)}
-        self._params = torch.from_numpy(params)
-        self._mean_square = torch.from_numpy(self.statistics["mean_square"])
-        self._root = torch.empty_like(self._params)
-        self._decay, self._epsilon = decay, epsilon
+        self._params, self._decay, self._epsilon = params, decay, epsilon
+        self._d, self._scratch = _Scratch(params), _Scratch(params)
 
-    def __call__(self, grads: np.ndarray, learning_rate: float, worker: int) -> None:
-        d = torch.from_numpy(grads)
-        self._mean_square.mul_(self._decay).addcmul_(d, d, value=1 - self._decay)
-        torch.add(self._mean_square, self._epsilon, out=self._root).sqrt_()
-        self._params.addcdiv_(d, self._root, value=-learning_rate)
+    def __call__(
+        self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float, worker: int
+    ) -> None:
+        params, g = self._params, self.statistics["mean_square"]
+        if fused.AVAILABLE:
+            numbers = scale, self._decay, self._epsilon, learning_rate
+            return fused.bound("rmsprop", params.size, params, g, grads, reply, *numbers)()
+        d = np.multiply(grads, np.float32(scale), out=self._d())
+        square = np.multiply(d, d, out=self._scratch())
+        g *= np.float32(self._decay)
+        g += np.multiply(square, np.float32(1 - self._decay), out=square)
+        root = np.sqrt(np.add(g, np.float32(self._epsilon), out=square), out=square)
+        params -= np.multiply(np.divide(d, root, out=d), np.float32(learning_rate), out=d)
+        np.copyto(reply, params)
 
 
 class SharedAdam:
@@ -54,21 +68,30 @@ class SharedAdam:
             "second_moment": np.zeros_like(params),
             "num_updates": np.zeros(1),
         }
-        self._params = torch.from_numpy(params)
-        self._m = torch.from_numpy(self.statistics["first_moment"])
-        self._v = torch.from_numpy(self.statistics["second_moment"])
-        self._denominator = torch.empty_like(self._params)
-        self._epsilon = epsilon
+        self._params, self._epsilon = params, epsilon
+        self._d, self._scratch = _Scratch(params), _Scratch(params)
 
-    def __call__(self, grads: np.ndarray, learning_rate: float, worker: int) -> None:
+    def __call__(
+        self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float, worker: int
+    ) -> None:
+        params, m, v = self._params, *list(self.statistics.values())[:2]
         self.statistics["num_updates"] += 1
         t = float(self.statistics["num_updates"][0])
         beta1, beta2 = ADAM_BETAS
-        d = torch.from_numpy(grads)
-        self._m.mul_(beta1).add_(d, alpha=1 - beta1)
-        self._v.mul_(beta2).addcmul_(d, d, value=1 - beta2)
-        torch.sqrt(self._v, out=self._denominator).div_(math.sqrt(1 - beta2**t)).add_(self._epsilon)
-        self._params.addcdiv_(self._m, self._denominator, value=-learning_rate / (1 - beta1**t))
+        rate, correction = learning_rate / (1 - beta1**t), math.sqrt(1 - beta2**t)
+        if fused.AVAILABLE:
+            numbers = scale, beta1, beta2, correction, self._epsilon, rate
+            return fused.bound("adam", params.size, params, m, v, grads, reply, *numbers)()
+        d = np.multiply(grads, np.float32(scale), out=self._d())
+        square = np.multiply(d, d, out=self._scratch())
+        m *= np.float32(beta1)
+        m += np.multiply(d, np.float32(1 - beta1), out=d)
+        v *= np.float32(beta2)
+        v += np.multiply(square, np.float32(1 - beta2), out=square)
+        root = np.divide(np.sqrt(v, out=square), np.float32(correction), out=square)
+        root += np.float32(self._epsilon)
+        params -= np.multiply(np.divide(m, root, out=d), np.float32(rate), out=d)
+        np.copyto(reply, params)
 
 
 class MomentumSGD:
@@ -83,17 +106,44 @@ class MomentumSGD:
     ) -> None:
         velocities = np.zeros((num_workers if momentum else 0, params.size), np.float32)
         self.statistics = {"velocity": velocities}
-        self._velocities = torch.from_numpy(velocities)
-        self._params = torch.from_numpy(params)
-        self._momentum, self._weight_decay = momentum, weight_decay
+        self._params, self._momentum, self._weight_decay = params, momentum, weight_decay
+        self._d, self._scratch = _Scratch(params), _Scratch(params)
 
-    def __call__(self, grads: np.ndarray, learning_rate: float, worker: int) -> None:
-        d = torch.from_numpy(grads)
-        if self._weight_decay:
-            d.add_(self._params, alpha=self._weight_decay)
+    def __call__(
+        self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float, worker: int
+    ) -> None:
+        params = self._params
+        velocity = self.statistics["velocity"][worker : worker + 1]
+        if fused.AVAILABLE and self._momentum:
+            numbers = scale, self._weight_decay, self._momentum, learning_rate
+            return fused.bound(
+                "momentum_sgd", params.size, params, velocity, grads, reply, *numbers
+            )()
+        if fused.AVAILABLE:
+            arrays = params, grads, reply
+            return fused.bound(
+                "sgd", params.size, *arrays, scale, self._weight_decay, learning_rate
+            )()
+        d = np.multiply(grads, np.float32(scale), out=self._d())
+        d += np.multiply(params, np.float32(self._weight_decay), out=self._scratch())
         if self._momentum:
-            d = self._velocities[worker].mul_(self._momentum).add_(d)
-        self._params.add_(d, alpha=-learning_rate)
+            velocity *= np.float32(self._momentum)
+            velocity += d
+            np.copyto(d, velocity[0])
+        params -= np.multiply(d, np.float32(learning_rate), out=d)
+        np.copyto(reply, params)
+
+
+class _Scratch:
+    """A vector like ``params`` that is made when it is first asked for."""
+
+    def __init__(self, params: np.ndarray) -> None:
+        self._params, self._vector = params, np.empty(0, np.float32)
+
+    def __call__(self) -> np.ndarray:
+        if not self._vector.size:
+            self._vector = np.empty_like(self._params)
+        return self._vector
 
 
 def make_update_rule(
@@ -107,10 +157,9 @@ def make_update_rule(
     return MomentumSGD(params, settings["momentum"], settings["weight_decay"], num_workers)
 
 
-def clip_by_norm(grads: np.ndarray, grad_norm: float, max_grad_norm: float) -> None:
-    """Scale ``grads`` down in place from ``grad_norm`` to ``max_grad_norm`` (0: never)."""
-    if 0 < max_grad_norm < grad_norm:
-        grads *= np.float32(max_grad_norm / grad_norm)
+def clipping(grad_norm: float, max_grad_norm: float) -> float:
+    """Return what scales a gradient down from ``grad_norm`` to ``max_grad_norm`` (0: never)."""
+    return max_grad_norm / grad_norm if 0 < max_grad_norm < grad_norm else 1.0
 
 
 def learning_rate_at(step: int, learning_rate: float, schedule: str, total_steps: int) -> float:

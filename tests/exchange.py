@@ -43,11 +43,11 @@ def serve(comm: MPI.Intracomm, by_message: bool, num_pushes: int) -> None:
                 assert header["num_steps"] == seen[worker]
                 assert header["episode_lengths"].tolist() == [seen[worker] + i for i in range(3)]
                 assert (link.grads(worker) == 1000 * worker + seen[worker]).all()
-            params = np.full(NUM_PARAMS, seen[worker] + worker / 10, np.float32)
+            link.params(worker)[:] = seen[worker] + worker / 10
             command = Command.STOP if seen[worker] == num_pushes else Command.CONTINUE
             if command == Command.STOP:
                 active.remove(worker)
-            link.reply(worker, params, seen[worker], command)
+            link.reply(worker, seen[worker], command)
     link.close()
     print([transport for _, transport in link.places], seen.tolist())
 

@@ -3,97 +3,112 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from mpi_rl.agent import Agent, Rollout, actor_critic_loss, make_rng, rng_state, set_rng_state
+from mpi_rl.agent import Agent, make_rng, rng_state, set_rng_state
 from mpi_rl.config import Config
-from mpi_rl.envs import env_spec
-from mpi_rl.networks import ActorCritic, NetworkSpec, bind, initial_params, network_spec
+from mpi_rl.envs import StepResult, env_spec
+from mpi_rl.networks import initial_params, network_spec
 
-torch.set_num_threads(1)
-NETWORK = NetworkSpec("mlp", (6,), "tanh", False, "uniform", (3,), 4)
-CONFIG = Config(gamma=0.9, entropy_coef=0.05, value_coef=0.25)
-
-
-def rollout(steps=4, envs=3, seed=0):
-    rng = np.random.default_rng(seed)
-    terminated, truncated = np.zeros((2, steps, envs), bool)
-    terminated[1, 0], truncated[2, 1] = True, True
-    final = [(2, 1, rng.normal(size=3).astype(np.float32))]
-    return Rollout(
-        rng.normal(size=(steps + 1, envs, 3)).astype(np.float32),
-        rng.integers(4, size=(steps, envs)),
-        rng.normal(size=(steps, envs)).astype(np.float32),
-        terminated,
-        truncated,
-        final,
-        [],
-        [],
-        0.0,
-        0.0,
-    )
+STEPS, ENVS, OBSERVATIONS, ACTIONS = 4, 3, 8, 4
+CONFIG = Config(
+    gamma=0.9,
+    entropy_coef=0.05,
+    value_coef=0.25,
+    n_steps=STEPS,
+    envs_per_worker=ENVS,
+    hidden_sizes=(6,),
+    separate_trunks=False,
+    initialization="uniform",
+    reward_scale=1.0,
+)
 
 
-def paper_loss(params, data, advantages_at):
+class Tape:
+    """Environments whose steps are drawn beforehand: one ends in a terminal state, one is cut."""
+
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.observations = rng.normal(size=(STEPS + 1, ENVS, OBSERVATIONS)).astype(np.float32)
+        self.rewards = rng.normal(size=(STEPS, ENVS)).astype(np.float32)
+        self.terminated, self.truncated = np.zeros((2, STEPS, ENVS), bool)
+        self.terminated[1, 0], self.truncated[2, 1] = True, True
+        self.final = rng.normal(size=(ENVS, OBSERVATIONS)).astype(np.float32)
+        self._t = 0
+
+    def reset(self, seeds):
+        return self.observations[0]
+
+    def step(self, actions):
+        t, self._t = self._t, self._t + 1
+        over = self.terminated[t] | self.truncated[t]
+        final = self.final if over.any() else None
+        ends = self.terminated[t], self.truncated[t], over, final
+        return StepResult(self.observations[t + 1], self.rewards[t], *ends)
+
+
+def paper_loss(params, tape, actions, advantages_at):
     """Algorithm S3 in slow loops, in double; advantages are constants, of ``advantages_at``."""
 
     def forward(vector, observation):
-        sizes = [18, 6, 24, 4, 6, 1]
+        sizes = [48, 6, 24, 4, 6, 1]
         w1, b1, w2, b2, w3, b3 = np.split(np.asarray(vector, np.float64), np.cumsum(sizes)[:-1])
-        hidden = np.tanh(w1.reshape(6, 3) @ observation + b1)
-        logits = w2.reshape(4, 6) @ hidden + b2
+        hidden = np.tanh(w1.reshape(6, OBSERVATIONS) @ observation + b1)
+        logits = w2.reshape(ACTIONS, 6) @ hidden + b2
         return np.exp(logits) / np.exp(logits).sum(), w3 @ hidden + b3[0]
 
-    steps, envs = data.actions.shape
     total = 0.0
-    for e in range(envs):
-        _, following = forward(advantages_at, data.observations[steps, e])
-        for t in reversed(range(steps)):
-            if data.truncated[t, e]:
-                _, following = forward(advantages_at, data.final_observations[0][2])
-            if data.terminated[t, e]:
+    for e in range(ENVS):
+        _, following = forward(advantages_at, tape.observations[STEPS, e])
+        for t in reversed(range(STEPS)):
+            if tape.truncated[t, e]:
+                _, following = forward(advantages_at, tape.final[e])
+            if tape.terminated[t, e]:
                 following = 0.0
-            following = data.rewards[t, e] + CONFIG.gamma * following
-            probabilities, value = forward(params, data.observations[t, e])
-            advantage = following - forward(advantages_at, data.observations[t, e])[1]
+            following = tape.rewards[t, e] + CONFIG.gamma * following
+            probabilities, value = forward(params, tape.observations[t, e])
+            advantage = following - forward(advantages_at, tape.observations[t, e])[1]
             entropy = -sum(p * math.log(p) for p in probabilities)
-            total += -math.log(probabilities[data.actions[t, e]]) * advantage
+            total += -math.log(probabilities[actions[t, e]]) * advantage
             total += CONFIG.value_coef * (following - value) ** 2 - CONFIG.entropy_coef * entropy
-    return total / envs
+    return total / ENVS
 
 
-def gradient(data):
-    params = initial_params(NETWORK, 1)
-    grads = np.zeros_like(params)
-    loss, losses = actor_critic_loss(bind(ActorCritic(NETWORK), params, grads), data, CONFIG)
-    loss.backward()
-    return params, grads, loss.item(), losses
+def learned():
+    """Play and learn from a tape; return it with actions, parameters, gradient and losses."""
+    settings = dataclasses.asdict(CONFIG)
+    spec = env_spec(settings)
+    network = network_spec(settings, spec.observation_shape, spec.num_actions)
+    params = initial_params(network, 1)
+    grads, tape = np.full_like(params, np.nan), Tape()
+    player = Agent(CONFIG, spec, network, params, grads, make_rng(1, 0))
+    player._envs = tape
+    player.reset()
+    played = player.collect()
+    losses, grad_norm = player.learn(played)
+    assert grad_norm == pytest.approx(np.linalg.norm(grads), rel=1e-5)
+    return tape, played.actions, params, grads, losses
 
 
-def test_loss_equals_the_papers_in_slow_loops():
-    data = rollout()
-    params, _, loss, losses = gradient(data)
-    assert loss == pytest.approx(paper_loss(params, data, params), rel=1e-5)
+def test_losses_are_the_papers_in_slow_loops():
+    tape, actions, params, _, losses = learned()
     parts = (
         losses.policy_loss
         + CONFIG.value_coef * losses.value_loss
         - CONFIG.entropy_coef * losses.entropy
     )
-    # Parts are means per step; the loss sums over 4 steps.
-    assert loss == pytest.approx(parts * 4, rel=1e-5)
+    # Parts are means per step; the loss sums over the steps.
+    assert parts * STEPS == pytest.approx(paper_loss(params, tape, actions, params), rel=1e-5)
 
 
 def test_gradient_equals_finite_differences_of_the_papers_loss():
-    data = rollout()
-    params, grads, _, _ = gradient(data)
+    tape, actions, params, grads, _ = learned()
     centre, step = params.astype(np.float64), 1e-6
     expected = np.zeros(params.size)
     for i in range(params.size):
         shift = np.zeros(params.size)
         shift[i] = step
-        expected[i] = (
-            paper_loss(centre + shift, data, centre) - paper_loss(centre - shift, data, centre)
-        ) / (2 * step)
+        above = paper_loss(centre + shift, tape, actions, centre)
+        expected[i] = (above - paper_loss(centre - shift, tape, actions, centre)) / (2 * step)
     np.testing.assert_allclose(grads, expected, rtol=2e-4, atol=2e-5)
 
 
@@ -129,33 +144,44 @@ def test_several_environments_play_n_steps_each_over_episode_ends():
     lengths, ended, steps = [], 0, 0
     for _ in range(10):
         played = player.collect()
-        assert played.actions.shape == (50, 4) and played.observations.shape == (51, 4, 4)
+        assert played.actions.shape == (50, 4) and played.logits.shape == (50, 4, 2)
         ended += int((played.terminated | played.truncated).sum())
         lengths += played.episode_lengths
         steps += played.actions.size
     assert ended == len(lengths) > 20 and sum(lengths) <= steps
 
 
+def acting(player, choose):
+    """Let ``choose`` (observations -> logits) act in place of the network, which still computes."""
+    computed = player._network.logits
+
+    def logits(time, observations):
+        return np.asarray(choose(observations), computed(time, observations).dtype)
+
+    player._network.logits = logits
+
+
 def test_rollouts_follow_one_another_without_a_gap():
-    player = agent(envs_per_worker=2)
-    last = player.collect().observations[-1].copy()
-    np.testing.assert_array_equal(player.collect().observations[0], last)
+    player, seen = agent(envs_per_worker=2), []
+    acting(player, lambda observations: seen.append(observations.copy()) or np.zeros((2, 2)))
+    last = player.collect().last_observations.copy()
+    seen.clear()
+    player.collect()
+    np.testing.assert_array_equal(seen[0], last)
 
 
 def test_truncation_hands_over_the_final_observation():
     player = agent(n_steps=500, envs_per_worker=1)
     # This much of position, speed, angle and its rate says where to push: balances.
     lean = np.array([0, 0.05, 1, 0.5])
-    player._policy = lambda observations: np.array(
-        [[0, 1e9]] if observations[0] @ lean > 0 else [[1e9, 0]]
-    )
+    acting(player, lambda seen: [[0, 1e9]] if seen[0] @ lean > 0 else [[1e9, 0]])
     for _ in range(50):
         played = player.collect()
         if played.truncated.any():
             ((t, e, observation),) = played.final_observations
             assert (t, e) == (len(played.actions) - 1, 0)
             # Which starts the next episode.
-            assert not np.array_equal(observation, played.observations[-1][0])
+            assert not np.array_equal(observation, played.last_observations[0])
             return
         assert not played.final_observations
     raise AssertionError("the hand-made policy never lasted 500 steps")
@@ -180,7 +206,7 @@ def test_a_gradient_that_is_not_finite_raises():
 
 def test_actions_are_drawn_from_the_policys_distribution():
     player = agent(envs_per_worker=8, n_steps=500)
-    player._policy = lambda observations: np.tile(np.log(np.array([0.2, 0.8], np.float32)), (8, 1))
+    acting(player, lambda observations: np.tile(np.log([0.2, 0.8]), (8, 1)))
     share = np.mean([player.collect().actions.mean() for _ in range(3)])
     assert share == pytest.approx(0.8, abs=0.02)  # 12,000 draws: 5 standard deviations
 

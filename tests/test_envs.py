@@ -1,6 +1,9 @@
+import ale_py
+import gymnasium
 import numpy as np
 import pytest
 
+from mpi_rl import fused
 from mpi_rl.config import Config
 from mpi_rl.envs import env_spec, env_spec_from_json, make_envs
 
@@ -104,12 +107,50 @@ def test_a_lost_life_ends_the_learners_episode_but_not_the_recorded_one():
     assert games >= 3 and 2 * games < lives <= 3 * (games + 4)
 
 
+@pytest.fixture(params=["fused", "plain"])
+def both_ways(request, monkeypatch):
+    """Shrink pictures with the compiled function, then in NumPy."""
+    assert fused.AVAILABLE, "fused.c was not built when the package was installed"
+    monkeypatch.setattr(fused, "AVAILABLE", request.param == "fused")
+
+
+@pytest.mark.parametrize("env", ["space_invaders", "breakout", "pong"])
+@pytest.mark.parametrize(
+    "changes", [dict(life_loss_terminates=True), dict(max_episode_frames=1202, fire_reset=True)]
+)
+def test_games_are_those_of_ales_own_vector_environment(env, changes, both_ways):
+    this = spec(env=env, noop_max=0, **changes)
+    theirs = ale_py.AtariVectorEnv(
+        env,
+        3,
+        num_threads=1,
+        autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP,
+        reward_clipping=False,
+        noop_max=1,
+        use_fire_reset=this.fire_reset,
+        life_loss_info=this.life_loss_terminates,
+        max_num_frames_per_episode=this.max_episode_frames,
+    )
+    theirs.reset(seed=np.arange(3))
+    differing, ends = [], 0
+    for actions, result in play(this, 3, 1100):
+        observations, rewards, terminated, truncated, _ = theirs.step(actions)
+        np.testing.assert_array_equal(result.rewards, rewards)
+        np.testing.assert_array_equal(result.terminated, terminated)
+        np.testing.assert_array_equal(result.truncated, truncated)
+        ends += int((terminated | truncated).sum())
+        difference = np.abs(result.observations.astype(int) - observations)
+        assert difference.max() <= 1  # an average of exactly a half, rounded the other way
+        differing.append((difference > 0).mean())
+    assert np.mean(differing) < 1e-3 and ends >= 3
+
+
 def test_noops_vary_the_start_up_to_the_maximum():
     envs = make_envs(spec(env="space_invaders", noop_max=2), 1)
     frames = set()
     for seed in range(60):
         envs.reset(np.array([seed]))
-        frames.add(int(envs._episode_frames[0]))
+        frames.add(envs._games[0].getEpisodeFrameNumber())
     assert frames == {0, 1, 2}
 
 
@@ -132,5 +173,5 @@ def test_pictures_are_in_colour_and_follow_the_game():
     assert not np.array_equal(first, last) and (last[..., 0] != last[..., 2]).any()
     grey = last.mean(axis=2)[::5, ::4][:42, :40]
     small = observations[0, -1][::2, ::2][:42, :40]
-    # The same moment, seen by both emulators.
+    # The same moment.
     assert np.corrcoef(grey.ravel(), small.ravel())[0, 1] > 0.5

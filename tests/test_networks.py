@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_rl.networks import ActorCritic, NetworkSpec, bind, initial_params, make_policy, num_params
-
-torch.set_num_threads(1)
+from mpi_rl.agent import make_network
+from mpi_rl.losses import actor_critic_loss
+from mpi_rl.networks import NetworkSpec, initial_params, layers, num_params, views
+from tests.reference import Reference
 
 
 def spec(
@@ -28,7 +29,90 @@ def spec(
 
 
 def atari(network):
-    return spec(network, observation_shape=(4, 84, 84), num_actions=6)
+    return spec(
+        network,
+        separate_trunks=False,
+        initialization="uniform",
+        observation_shape=(4, 84, 84),
+        num_actions=6,
+    )
+
+
+SPECS = [
+    *(
+        spec(activation=activation, separate_trunks=separate, initialization="uniform")
+        for activation in ("tanh", "relu")
+        for separate in (True, False)
+    ),
+    atari("atari_2013"),
+    atari("atari_2015"),
+]
+
+
+def observations(this, *shape, seed=0):
+    rng = np.random.default_rng(seed)
+    if this.network == "mlp":
+        return rng.normal(size=(*shape, 3)).astype(np.float32)
+    return rng.integers(256, size=(*shape, *this.observation_shape), dtype=np.uint8)
+
+
+def gradients(this, num_times, num_envs, precision="float32", played=3):
+    """Return outputs and gradients of a rollout of ``played`` times, ours and autograd's."""
+    rng, params = np.random.default_rng(1), initial_params(this, 1)
+    grads = np.full_like(params, np.nan)
+    network = make_network(this, params, grads, num_times, num_envs, precision)
+    params *= 1.5  # the parameters change underneath, as the server's reply changes them
+    network.refresh()
+    seen = observations(this, played, num_envs)
+    logits = np.stack([network.logits(t, seen[t]).copy() for t in range(played)])
+    values = network.values(0, played)
+    actions = rng.integers(this.num_actions, size=(played, num_envs))
+    returns = rng.normal(size=(played, num_envs)).astype(np.float32)
+    _, by_logits, by_values = actor_critic_loss(logits, values, actions, returns, 0.05, 0.25)
+    network.backward(by_logits, by_values)
+    reference = Reference(this, params)
+    expected = [x.detach().numpy() for x in reference(seen.reshape(-1, *this.observation_shape))]
+    _, expected_grads = reference.gradient(seen, actions, returns, 0.05, 0.25)
+    ours = logits.reshape(expected[0].shape), values.ravel(), grads
+    return ours, (*expected, expected_grads)
+
+
+@pytest.mark.parametrize("this", SPECS, ids=lambda this: f"{this.network}-{this.activation}")
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_outputs_and_gradient_equal_autograds(this, num_envs):
+    (*ours, grads), (*expected, expected_grads) = gradients(this, 5, num_envs)
+    for one, other in zip(ours, expected):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+    error = np.linalg.norm(grads - expected_grads) / np.linalg.norm(expected_grads)
+    # Among 10,000 ReLUs one or two are so near 0 that rounding decides whether they pass anything.
+    assert error < (1e-6 if this.network == "mlp" else 5e-3)
+    np.testing.assert_allclose(grads, expected_grads, atol=0.01 * np.abs(expected_grads).max())
+
+
+@pytest.mark.parametrize("network", ["atari_2013", "atari_2015"])
+def test_bfloat16_is_near_float32_and_leaves_float32_gradients(network):
+    ours, expected = gradients(atari(network), 6, 8, "bfloat16", played=6)
+    np.testing.assert_allclose(ours[0], expected[0], atol=0.005)
+    np.testing.assert_allclose(ours[1], expected[1], atol=0.005)
+    cosine = ours[2] @ expected[2] / np.linalg.norm(ours[2]) / np.linalg.norm(expected[2])
+    assert cosine > 0.99
+    # Gradients are no multiples of bfloat16's coarse steps where float32 arithmetic made them.
+    heads = ours[2][-(256 if network == "atari_2013" else 512) - 1 :]
+    assert (torch.from_numpy(heads).bfloat16().float().numpy() != heads).any()
+
+
+def test_a_time_is_forgotten_only_when_it_comes_again():
+    this = spec()
+    params = initial_params(this, 0)
+    network = make_network(this, params, np.zeros_like(params), 3, 2, "float32")
+    first, second = observations(this, 2, 2)
+    network.logits(0, first)
+    network.logits(1, second)
+    both = network.values(0, 2).copy()
+    network.logits(0, second)
+    again = network.values(0, 2)
+    np.testing.assert_array_equal(again[1], both[1])
+    np.testing.assert_array_equal(again[0], both[1])
 
 
 def test_sizes_are_those_of_the_papers():
@@ -40,49 +124,15 @@ def test_sizes_are_those_of_the_papers():
     assert num_params(spec(separate_trunks=False)) == (4 * 7 + 8 * 5) + 6 * 5
 
 
-def test_parameters_and_gradients_are_views_of_the_flat_vectors():
-    params = initial_params(spec(), 0)
-    grads = np.zeros_like(params)
-    network = bind(ActorCritic(spec()), params, grads)
-    logits, values = network(torch.ones(2, 3))
-    (logits.square().sum() + values.sum()).backward()
-    assert np.count_nonzero(grads) > grads.size // 2
-    flat = np.concatenate(
-        [parameter.detach().numpy().ravel() for parameter in network.parameters()]
-    )
-    np.testing.assert_array_equal(flat, params)
-    params[:] = 0
-    assert all(not parameter.any() for parameter in network.parameters())
-    before = grads.copy()
-    network(torch.ones(2, 3))[1].sum().backward()  # accumulates in place, still in the same memory
-    assert not np.array_equal(before, grads)
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("separate_trunks", [True, False])
-def test_numpy_policy_equals_torch(activation, separate_trunks):
-    this = spec(activation=activation, separate_trunks=separate_trunks, initialization="uniform")
-    params = initial_params(this, 3)
-    network = bind(ActorCritic(this), params)
-    policy = make_policy(network, 6)
-    observations = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    for _ in range(2):  # again after the parameters changed underneath, as the server's reply does
-        with torch.inference_mode():
-            expected = network(torch.from_numpy(observations))[0].numpy()
-        np.testing.assert_allclose(policy(observations), expected, rtol=1e-5, atol=1e-6)
-        params *= 2
-
-
-def test_images_are_scaled_to_unit_range():
-    network = bind(ActorCritic(atari("atari_2013")), initial_params(atari("atari_2013"), 0))
-    pixels = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
-    first = network.trunk[1]
-    np.testing.assert_allclose(
-        network.trunk[:2](pixels).detach(),
-        first(pixels.float() / 255).detach(),
-        rtol=1e-4,
-        atol=1e-5,
-    )
+def test_layers_are_views_that_cover_the_vector():
+    for this in SPECS:
+        vector = np.arange(num_params(this), dtype=np.float32)
+        pairs = views(this, vector)
+        flat = np.concatenate([array.ravel() for pair in pairs for array in pair])
+        np.testing.assert_array_equal(flat, vector)
+        assert [pair[0].shape for pair in pairs] == [layer.shape for layer in layers(this)]
+        vector[:] = -1
+        assert all((array == -1).all() for pair in pairs for array in pair)
 
 
 def test_first_parameters_depend_on_the_seed_alone():
@@ -92,20 +142,25 @@ def test_first_parameters_depend_on_the_seed_alone():
 
 
 def test_orthogonal_policy_starts_almost_uniform():
-    network = bind(
-        ActorCritic(spec(hidden_sizes=(64,))), initial_params(spec(hidden_sizes=(64,)), 0)
-    )
-    weight = network.policy[0].weight.detach().numpy()
-    np.testing.assert_allclose(weight.T @ weight, 2 * np.eye(3), atol=1e-5)
-    np.testing.assert_allclose(network.policy[-1].weight.detach().norm(dim=1), 0.01, rtol=1e-4)
-    np.testing.assert_allclose(network.value[-1].weight.detach().norm(), 1.0, rtol=1e-4)
+    this = spec(hidden_sizes=(64,))
+    (hidden, bias), (policy, _), _, (value, _) = views(this, initial_params(this, 0))
+    np.testing.assert_allclose(hidden.T @ hidden, 2 * np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(policy, axis=1), 0.01, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(value), 1.0, rtol=1e-4)
+    assert not bias.any()
+
+
+def test_orthogonal_weights_of_a_hidden_layer_as_narrow_as_a_head():
+    this = spec(hidden_sizes=(4, 1))  # as many units as actions, and as values
+    norms = [np.linalg.norm(weight, 2) for weight, _ in views(this, initial_params(this, 0))]
+    expected = [2**0.5, 2**0.5, 0.01, 2**0.5, 2**0.5, 1.0]
+    np.testing.assert_allclose(norms, expected, rtol=1e-4)
 
 
 def test_uniform_and_normal_have_the_spread_of_their_sources():
     wide = spec(hidden_sizes=(400,), observation_shape=(100,), initialization="uniform")
-    weight = bind(ActorCritic(wide), initial_params(wide, 0)).policy[0].weight.detach().numpy()
-    assert 0.099 < np.abs(weight).max() <= 0.1
+    weight, bias = views(wide, initial_params(wide, 0))[0]
+    assert 0.099 < np.abs(weight).max() <= 0.1 and 0.09 < np.abs(bias).max() <= 0.1
     wide = spec(hidden_sizes=(400,), observation_shape=(100,), initialization="normal")
-    layer = bind(ActorCritic(wide), initial_params(wide, 0)).policy[0]
-    assert layer.weight.detach().numpy().std() == pytest.approx(0.1, rel=0.02)
-    assert not layer.bias.detach().numpy().any()
+    weight, bias = views(wide, initial_params(wide, 0))[0]
+    assert weight.std() == pytest.approx(0.1, rel=0.02) and not bias.any()

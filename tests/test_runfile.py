@@ -112,10 +112,11 @@ def test_unreadable_files_are_named(tmp_path, path):
         with pytest.raises(ValueError, match=message):
             read_run(bad)
         assert len(verify_run(bad)) == 1
-    with h5py.File(path, "r+") as file:
-        file.attrs["schema_version"] = 99
-    with pytest.raises(ValueError, match="schema version 99 is newer"):
-        read_run(path)
+    for version, message in ((99, "version 99 is newer"), (1, "version 1 is older")):
+        with h5py.File(path, "r+") as file:
+            file.attrs["schema_version"] = version
+        with pytest.raises(ValueError, match=message):
+            read_run(path)
 
 
 def test_a_failing_write_leaves_the_old_file_whole(path, monkeypatch):

@@ -32,6 +32,7 @@ class ScriptedLink:
             for _ in range(num_workers)
         ]
         self._grads = [np.ones(num_params, np.float32) for _ in range(num_workers)]
+        self._params = [np.zeros(num_params, np.float32) for _ in range(num_workers)]
         self.replies = []
 
     def poll(self):
@@ -44,8 +45,11 @@ class ScriptedLink:
     def grads(self, worker):
         return self._grads[worker]
 
-    def reply(self, worker, params, version, command, rng_state=None):
-        self.replies.append((worker, params.copy(), version, command))
+    def params(self, worker):
+        return self._params[worker]
+
+    def reply(self, worker, version, command, rng_state=None):
+        self.replies.append((worker, self._params[worker].copy(), version, command))
         self._grads[worker][:] = 1
         self._headers[worker] = header(version=version, num_steps=10, grad_norm=2**0.5)
 
@@ -64,9 +68,10 @@ def run(tmp_path, link, stop_requested=lambda: ""):
     params = np.zeros(2, np.float32)
     applied = []
 
-    def rule(grads, learning_rate, worker):
-        applied.append((worker, learning_rate, grads.copy()))
-        params[:] -= learning_rate * grads
+    def rule(grads, reply, learning_rate, scale, worker):
+        applied.append((worker, learning_rate, scale * grads))
+        params[:] -= learning_rate * scale * grads
+        reply[:] = params
 
     record = recorder(tmp_path / "run.h5", link.num_workers, params, **dataclasses.asdict(CONFIG))
     with Progress("test") as progress:

@@ -1,14 +1,34 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 
-from mpi_rl.updates import clip_by_norm, learning_rate_at, make_update_rule
+from mpi_rl import fused
+from mpi_rl.updates import clipping, learning_rate_at, make_update_rule
 
 SETTINGS = dict(rmsprop_decay=0.99, epsilon=0.1, momentum=0.0, weight_decay=0.0)
 
 
+@pytest.fixture(params=["fused", "plain"], autouse=True)
+def both_ways(request, monkeypatch):
+    """Run each test on the compiled rules and on those in NumPy."""
+    assert fused.AVAILABLE, "fused.c was not built when the package was installed"
+    monkeypatch.setattr(fused, "AVAILABLE", request.param == "fused")
+
+
 def rule(name, params, num_workers=1, **changes):
-    return make_update_rule({"update_rule": name, **SETTINGS, **changes}, params, num_workers)
+    """Return update(grads, learning_rate, worker, scale=1) that checks the reply too."""
+    made = make_update_rule({"update_rule": name, **SETTINGS, **changes}, params, num_workers)
+
+    def update(grads, learning_rate, worker, scale=1.0):
+        given, reply = grads.copy(), np.full_like(params, np.nan)
+        made(grads, reply, learning_rate, scale, worker)
+        np.testing.assert_array_equal(reply, params)
+        np.testing.assert_array_equal(grads, given)
+
+    update.statistics = made.statistics
+    return update
 
 
 def vector(*values):
@@ -87,14 +107,37 @@ def test_restored_statistics_continue_bit_for_bit(name):
     np.testing.assert_array_equal(first, whole)
 
 
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "sgd"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_scale_multiplies_the_gradient(name, momentum):
+    whole, scaled = np.ones((2, 40), np.float32)
+    grads = np.random.default_rng(2).normal(size=(3, 40)).astype(np.float32)
+    update = rule(name, whole, momentum=momentum, weight_decay=0.1)
+    update_scaled = rule(name, scaled, momentum=momentum, weight_decay=0.1)
+    for each in grads:
+        update(each / 4, 0.01, 0)
+        update_scaled(each, 0.01, 0, scale=0.25)
+    np.testing.assert_allclose(scaled, whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "sgd"])
+def test_an_update_allocates_nothing_of_the_parameters_size(name):
+    params = np.zeros(1_000_000, np.float32)
+    grads, reply = np.ones_like(params), np.zeros_like(params)
+    settings = {"update_rule": name, **SETTINGS, "momentum": 0.9}
+    update = make_update_rule(settings, params, 1)
+    update(grads, reply, 0.1, 1.0, 0)  # the first call may make room
+    tracemalloc.start()
+    for _ in range(3):
+        update(grads, reply, 0.1, 1.0, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < params.nbytes / 10
+
+
 def test_clipping_scales_to_the_norm_and_only_down():
-    grads = vector(3.0, 4.0)
-    clip_by_norm(grads, 5.0, 10.0)
-    assert grads.tolist() == [3.0, 4.0]
-    clip_by_norm(grads, 5.0, 0.0)
-    assert grads.tolist() == [3.0, 4.0]
-    clip_by_norm(grads, 5.0, 1.0)
-    np.testing.assert_allclose(grads, [0.6, 0.8], rtol=1e-6)
+    assert clipping(5.0, 10.0) == clipping(5.0, 0.0) == 1.0
+    assert clipping(5.0, 1.0) == pytest.approx(0.2)
 
 
 def test_learning_rate_anneals_to_zero_at_the_budget_and_stays_there():

@@ -1,0 +1,200 @@
+"""The Atari networks on torch's convolutions, in float32 or bfloat16, with a gradient by hand.
+
+What acting computes is kept, so that the gradient of a rollout costs a backward pass only, and is
+written where the server reads it. A convolution with stride s works on blocks of s x s places,
+whose numbers count as channels: its stride is 1 then, and it has enough channels for the
+processor's vectors. With bfloat16, parameters, gradients and the two heads stay in float32.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import conv2d
+
+from mpi_rl.networks import Layer, NetworkSpec, layers, views
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class _Conv(NamedTuple):
+    """A convolution at work, in blocks of its stride; rows are times x environments."""
+
+    params: tuple[torch.Tensor, torch.Tensor]  # weight, in the order of ``memory``, and bias
+    grads: tuple[torch.Tensor, torch.Tensor]  # likewise
+    memory: torch.Tensor  # of ``weight``: (out, side, side, *block)
+    weight: torch.Tensor  # (out, in, side, side), channels last: a copy of the parameters'
+    bias: torch.Tensor  # (out,), likewise
+    blocks: torch.Tensor  # (rows, height, width, *block), the layer's inputs
+    inputs: torch.Tensor  # (rows, in, height, width), channels last: the same memory
+
+
+class ConvNet:
+    """A ``networks.Network`` of convolutions, a hidden layer, and two heads on it."""
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        params: np.ndarray,
+        grads: np.ndarray,
+        num_times: int,
+        num_envs: int,
+        precision: str,
+    ) -> None:
+        torch.set_num_threads(1)  # every rank has one core
+        self._dtype, rows = DTYPES[precision], num_times * num_envs
+        stack = list(zip(layers(spec), views(spec, params), views(spec, grads)))
+        self._convs: list[_Conv] = []
+        channels, *size = spec.observation_shape
+        for layer, ours, theirs in stack[:-3]:
+            self._convs.append(self._conv(layer, ours, theirs, rows, size))
+            size = [(n - layer.shape[2]) // layer.stride + 1 for n in size]
+        first = stack[0][0].stride
+        assert first == np.dtype(np.uint32).itemsize, "a block's row of pixels is one uint32"
+        _, height, width, *block = self._convs[0].blocks.shape
+        self._pixels = np.zeros((num_times, num_envs, height, width, channels, first), np.uint32)
+        self._blocks = torch.from_numpy(self._pixels.view(np.uint8)).view(
+            rows, height, width, *block
+        )
+        (hidden, ours, theirs), *heads = stack[-3:]
+        # The last convolution's outputs, and the same memory as the hidden layer's inputs.
+        self._top = torch.zeros(rows, *size, stack[-4][0].shape[0], dtype=self._dtype)
+        self._flat = self._top.flatten(1)
+        assert self._flat.shape[1] == hidden.fan_in, f"no network for {spec.observation_shape}"
+        self._hidden, self._hidden_grads = _tensors(*ours), _tensors(*theirs)
+        self._hidden_weight, self._hidden_bias = (t.to(self._dtype) for t in self._hidden)
+        self._features = torch.zeros(rows, hidden.shape[0], dtype=self._dtype)
+        # What the heads see, in float32: the same memory where that is the precision.
+        self._seen = self._features.float()
+        self._seen_array = self._seen.numpy().reshape(num_times, num_envs, -1)
+        (_, self._policy, self._policy_grads), (_, self._value, self._value_grads) = heads
+        self._logits = np.zeros((num_times, num_envs, spec.num_actions), np.float32)
+
+    def _conv(
+        self,
+        layer: Layer,
+        params: tuple[np.ndarray, np.ndarray],
+        grads: tuple[np.ndarray, np.ndarray],
+        rows: int,
+        size: list[int],
+    ) -> _Conv:
+        """Return a convolution of images of this (height, width)."""
+        order = _IMAGE_ORDER if not self._convs else _ORDER
+        (weight, bias), (weight_grad, bias_grad) = _tensors(*params), _tensors(*grads)
+        weight, weight_grad = (_split(w, layer.stride, order) for w in (weight, weight_grad))
+        memory = torch.zeros(weight.shape, dtype=self._dtype)
+        grid = [n // layer.stride for n in size]
+        blocks = torch.zeros(rows, *grid, *weight.shape[3:], dtype=self._dtype)
+        return _Conv(
+            (weight, bias),
+            (weight_grad, bias_grad),
+            memory,
+            memory.flatten(3).permute(0, 3, 1, 2),
+            bias.to(self._dtype),
+            blocks,
+            blocks.flatten(3).permute(0, 3, 1, 2),
+        )
+
+    @torch.inference_mode()
+    def refresh(self) -> None:
+        """See ``networks.Network``."""
+        for conv in self._convs:
+            conv.memory.copy_(conv.params[0])
+            conv.bias.copy_(conv.params[1])
+        self._convs[0].memory.mul_(1 / 255)  # pixels are 0 to 255; the network's inputs 0 to 1
+        if self._dtype != torch.float32:
+            self._hidden_weight.copy_(self._hidden[0])
+            self._hidden_bias.copy_(self._hidden[1])
+
+    @torch.inference_mode()
+    def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
+        """See ``networks.Network``."""
+        num_envs, height, width, channels, side = self._pixels.shape[1:]
+        rows = slice(time * num_envs, (time + 1) * num_envs)
+        lines = observations.view(np.uint32).reshape(num_envs, channels, height, side, width)
+        np.copyto(self._pixels[time], lines.transpose(0, 2, 4, 1, 3))
+        self._convs[0].blocks[rows].copy_(self._blocks[rows])
+        above = [*(conv.blocks for conv in self._convs[1:]), self._top[:, :, :, None, None]]
+        for conv, blocks in zip(self._convs, above):
+            outputs = conv2d(conv.inputs[rows], conv.weight, conv.bias).relu_()
+            blocks[rows].copy_(_split(outputs, blocks.shape[3], _ORDER))
+        features = self._features[rows]
+        torch.addmm(self._hidden_bias, self._flat[rows], self._hidden_weight.t(), out=features)
+        features.relu_()
+        if self._dtype != torch.float32:
+            self._seen[rows].copy_(features)
+        weight, bias = self._policy
+        logits = self._logits[time]
+        np.matmul(self._seen_array[time], weight.T, out=logits)
+        return np.add(logits, bias, out=logits)
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """See ``networks.Network``."""
+        weight, bias = self._value
+        return self._seen_array[start:stop] @ weight[0] + bias
+
+    @torch.inference_mode()
+    def backward(self, logits_grad: np.ndarray, values_grad: np.ndarray) -> None:
+        """See ``networks.Network``."""
+        by_logits, by_values = logits_grad.reshape(-1, logits_grad.shape[-1]), values_grad.ravel()
+        count = len(by_values)
+        seen = self._seen.numpy()[:count]
+        for above, (weight_grad, bias_grad) in (
+            (by_logits, self._policy_grads),
+            (by_values[:, None], self._value_grads),
+        ):
+            np.matmul(above.T, seen, out=weight_grad)
+            above.sum(axis=0, out=bias_grad)
+        by_seen = by_logits @ self._policy[0] + by_values[:, None] * self._value[0]
+        by_seen *= seen > 0
+        grad = torch.from_numpy(by_seen).to(self._dtype)
+        if self._dtype == torch.float32:
+            torch.mm(grad.t(), self._flat[:count], out=self._hidden_grads[0])
+        else:
+            self._hidden_grads[0].copy_(grad.t() @ self._flat[:count])
+        torch.sum(grad, 0, dtype=torch.float32, out=self._hidden_grads[1])
+        grad = _where_positive(self._top[:count], (grad @ self._hidden_weight))
+        grad = grad.permute(0, 3, 1, 2)
+        for i in reversed(range(len(self._convs))):
+            conv = self._convs[i]
+            grad, by_weight, by_bias = torch.ops.aten.convolution_backward(
+                grad,
+                conv.inputs[:count],
+                conv.weight,
+                conv.bias.shape,
+                *((1, 1), (0, 0), (1, 1)),  # stride, padding, dilation
+                *(False, (0, 0), 1),  # transposed, output padding, groups
+                (i > 0, True, True),  # gradients by inputs, weight, bias
+            )
+            conv.grads[0].copy_(by_weight.permute(0, 2, 3, 1).reshape(conv.memory.shape))
+            conv.grads[1].copy_(by_bias)
+            if i:
+                blocks = conv.blocks[:count]
+                grad = _join(_where_positive(blocks, grad.permute(0, 2, 3, 1)))
+        self._convs[0].grads[0].mul_(1 / 255)
+
+
+# The order of a block's numbers: row, column, channel; in the observations channel, row, column.
+_ORDER, _IMAGE_ORDER = (0, 2, 4, 3, 5, 1), (0, 2, 4, 1, 3, 5)
+
+
+def _split(images: torch.Tensor, side: int, order: tuple[int, ...]) -> torch.Tensor:
+    """View (n, channels, height, width) as (n, height / side, width / side, *block)."""
+    count, channels, height, width = images.shape
+    blocks = images.unflatten(3, (width // side, side)).unflatten(2, (height // side, side))
+    return blocks.permute(order)
+
+
+def _join(blocks: torch.Tensor) -> torch.Tensor:
+    """Return blocks, (n, height, width, side, side, channels), as images, channels last."""
+    rows = blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return rows.permute(0, 3, 1, 2)
+
+
+def _where_positive(outputs: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """Return the gradient by what a ReLU was given, from its outputs and the gradient by them."""
+    return torch.ops.aten.threshold_backward(grad.reshape(outputs.shape), outputs, 0)
+
+
+def _tensors(*arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(array) for array in arrays)

@@ -1,0 +1,40 @@
+"""Calls into ``fused.c``: one pass over memory where NumPy needs several.
+
+It is compiled when the package is installed, if there is a compiler. Where there was none,
+``AVAILABLE`` is False, and the callers do the same in NumPy.
+"""
+
+import ctypes
+import importlib.util
+from collections.abc import Callable
+
+import numpy as np
+
+
+def _load() -> ctypes.CDLL | None:
+    spec = importlib.util.find_spec("mpi_rl._fused")
+    return ctypes.CDLL(spec.origin) if spec and spec.origin else None
+
+
+_LIBRARY = _load()
+AVAILABLE = _LIBRARY is not None
+
+
+def bound(name: str, *arguments: np.ndarray | int | float) -> Callable[[], None]:
+    """Return C function ``name`` with its arguments: arrays by address, int as size_t."""
+    function, words = getattr(_LIBRARY, name), [_as_c(argument) for argument in arguments]
+
+    def call() -> None:
+        function(*words)
+
+    call.arrays = arguments  # type: ignore[attr-defined]  # alive as long as their addresses
+    return call
+
+
+def _as_c(argument: np.ndarray | int | float) -> ctypes.c_void_p | ctypes.c_size_t | ctypes.c_float:
+    if isinstance(argument, np.ndarray):
+        assert argument.flags.c_contiguous
+        return ctypes.c_void_p(argument.ctypes.data)
+    if isinstance(argument, int):
+        return ctypes.c_size_t(argument)
+    return ctypes.c_float(argument)

@@ -1,0 +1,119 @@
+"""Fully connected actor-critic networks in NumPy: for such small ones faster than torch."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mpi_rl.networks import NetworkSpec, layers, views
+
+
+class _Layer(NamedTuple):
+    """A layer at work; arrays are views of the vectors, or reused."""
+
+    weight: np.ndarray  # (out, in)
+    bias: np.ndarray  # (out,)
+    weight_grad: np.ndarray
+    bias_grad: np.ndarray
+    outputs: np.ndarray  # (times, E, out)
+
+
+class Mlp:
+    """A ``networks.Network`` of fully connected layers."""
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        params: np.ndarray,
+        grads: np.ndarray,
+        num_times: int,
+        num_envs: int,
+    ) -> None:
+        self._inputs = np.zeros((num_times, num_envs, *spec.observation_shape), np.float32)
+        parts: dict[str, list[_Layer]] = {"trunk": [], "policy": [], "value": []}
+        for layer, ours, theirs in zip(layers(spec), views(spec, params), views(spec, grads)):
+            outputs = np.zeros((num_times, num_envs, layer.shape[0]), np.float32)
+            parts[layer.part].append(_Layer(*ours, *theirs, outputs))
+        self._trunk, self._policy, self._value = parts.values()
+        self._features = self._trunk[-1].outputs if self._trunk else self._inputs
+        tanh = spec.activation == "tanh"
+        self._squash: Callable[..., np.ndarray] = np.tanh if tanh else _relu
+        self._slope = _tanh_slope if tanh else _relu_slope
+        acting = [*self._trunk, *self._policy]
+        inputs = [self._inputs, *(layer.outputs for layer in acting)]
+        # For each time: what every layer reads and writes.
+        self._steps = [
+            [
+                (x[t], layer.weight.T, layer.bias, layer.outputs[t])
+                for x, layer in zip(inputs, acting)
+            ]
+            for t in range(num_times)
+        ]
+
+    def refresh(self) -> None:
+        """Do nothing: the layers are views of the parameters."""
+
+    def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
+        """See ``networks.Network``."""
+        self._inputs[time] = observations
+        *hidden, (features, last_weight, last_bias, logits) = self._steps[time]
+        for inputs, weight, bias, outputs in hidden:
+            np.matmul(inputs, weight, out=outputs)
+            np.add(outputs, bias, out=outputs)
+            self._squash(outputs, out=outputs)
+        np.matmul(features, last_weight, out=logits)
+        return np.add(logits, last_bias, out=logits)
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """See ``networks.Network``."""
+        inputs = self._features[start:stop]
+        for layer in self._value:
+            outputs = layer.outputs[start:stop]
+            np.matmul(inputs, layer.weight.T, out=outputs)
+            outputs += layer.bias
+            if layer is not self._value[-1]:
+                self._squash(outputs, out=outputs)
+            inputs = outputs
+        return inputs[:, :, 0]
+
+    def backward(self, logits_grad: np.ndarray, values_grad: np.ndarray) -> None:
+        """See ``networks.Network``."""
+        count = len(logits_grad)
+        features = self._features[:count]
+        by_policy = self._backward(self._policy, features, logits_grad, bool(self._trunk))
+        by_value = self._backward(self._value, features, values_grad[:, :, None], bool(self._trunk))
+        if self._trunk:
+            slope = self._slope(_flat(features))
+            self._backward(self._trunk, self._inputs[:count], (by_policy + by_value) * slope, False)
+
+    def _backward(
+        self, stack: Sequence[_Layer], inputs: np.ndarray, grad: np.ndarray, to_inputs: bool
+    ) -> np.ndarray:
+        """Write the gradients of a stack of layers; return the one by its inputs, if wanted."""
+        grad = grad.reshape(-1, grad.shape[-1])
+        below = [inputs, *(layer.outputs[: len(inputs)] for layer in stack)]
+        for i in reversed(range(len(stack))):
+            layer, x = stack[i], _flat(below[i])
+            np.matmul(grad.T, x, out=layer.weight_grad)
+            grad.sum(axis=0, out=layer.bias_grad)
+            if i or to_inputs:
+                grad = grad @ layer.weight
+            if i:
+                grad *= self._slope(x)
+        return grad
+
+
+def _flat(rows: np.ndarray) -> np.ndarray:
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def _relu(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+    return np.maximum(values, 0, out=out)
+
+
+def _relu_slope(outputs: np.ndarray) -> np.ndarray:
+    return outputs > 0
+
+
+def _tanh_slope(outputs: np.ndarray) -> np.ndarray:
+    return 1 - outputs * outputs
