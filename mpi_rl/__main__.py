@@ -204,6 +204,8 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
         recorder.finish("failed")
         raise
     link.close()
+    if advice := recorder.advice():
+        print(f"{advice}.", flush=True)
     if recorder.step < config.total_steps:
         stopped = f"Stopped at step {recorder.step:,} and saved"
         print(f"{stopped}: the same command resumes {options.output}", flush=True)

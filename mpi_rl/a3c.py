@@ -5,7 +5,7 @@ themselves, here the server applies each gradient and answers with the newest pa
 message each way is both push and pull.
 """
 
-from time import perf_counter
+from time import perf_counter, process_time
 
 from mpi_rl.agent import Agent, Rollout, rng_state, set_rng_state
 from mpi_rl.losses import Losses
@@ -16,20 +16,25 @@ def work(link: WorkerLink, agent: Agent) -> None:
     """Run one worker until the server says stop."""
     link.header["kind"] = Kind.JOIN
     link.header["rng_state"] = rng_state(agent.rng)
-    reply = link.exchange()
+    link.push()
+    reply = link.pull()
     if reply["resumed"]:
         set_rng_state(agent.rng, reply["rng_state"])
     agent.reset()
-    wait_s = 0.0
+    push_s = wait_s = 0.0
+    cpu = process_time()
     while reply["command"] != Command.STOP:
         rollout = agent.collect()
         started = perf_counter()
         losses, grad_norm = agent.learn(rollout)
-        pushed = perf_counter()
-        phases = rollout.env_s, rollout.act_s, pushed - started, wait_s
+        learned = perf_counter()
+        before, cpu = cpu, process_time()
+        phases = rollout.env_s, rollout.act_s, learned - started, push_s, wait_s, cpu - before
         _write_header(link, agent, rollout, losses, grad_norm, phases)
-        reply = link.exchange()
-        wait_s = perf_counter() - pushed
+        link.push()
+        pushed = perf_counter()
+        reply = link.pull()
+        push_s, wait_s = pushed - learned, perf_counter() - pushed
 
 
 def _write_header(

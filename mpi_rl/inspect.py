@@ -6,6 +6,7 @@ import numpy as np
 
 from mpi_rl.lock import is_locked
 from mpi_rl.runfile import STATUSES, Run, read_runs
+from mpi_rl.timing import advice, in_words, server_load, shares
 
 
 def verify_run(path: str | Path) -> list[str]:
@@ -99,6 +100,8 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
         if len(returns)
         else "none finished"
     )
+    worker_s, server_s = run.tables["timing/worker"], run.tables["timing/server"]
+    hint = advice(worker_s, server_s, config["envs_per_worker"], config["network"])
     workers = run.tables["workers"]
     transports = ", ".join(
         f"{(workers['transport'] == kind).sum()} by {kind}"
@@ -126,6 +129,8 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
                 f" {', '.join(sorted(set(workers['node'])))}; mean staleness {staleness:.2f}"
                 " updates"
             ),
+            f"  time       {in_words(shares(worker_s), server_load(server_s))}",
+            *([f"             {hint}"] if hint else []),
             (
                 f"  started    {attributes['started']}, last written {attributes['ended']}, commit"
                 f" {attributes['git_commit'][:12]}"

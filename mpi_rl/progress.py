@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from mpi_rl.timing import in_words
+
 PLAIN_PERIOD_S = 10.0
 RATE_WINDOW_S = 20.0  # steps/s are measured over this long
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
@@ -31,6 +33,8 @@ class Moment:
     mean_staleness: float  # updates
     num_active_workers: int
     num_workers: int
+    phases: dict[str, float]  # share of each in the workers' time so far
+    server_load: float  # share of its time that the server was at work
 
 
 class Progress:
@@ -102,6 +106,7 @@ class Progress:
             "staleness", f"{moment.mean_staleness:.2f} updates, mean of {moment.version:,}"
         )
         table.add_row("workers", f"{moment.num_active_workers} of {moment.num_workers} active")
+        table.add_row("time", in_words(moment.phases, moment.server_load))
         return table
 
 

@@ -20,6 +20,7 @@ from mpi_rl.runfile import (
     utc_now,
     write_run,
 )
+from mpi_rl.timing import advice, server_load, shares
 
 RECENT_EPISODES = 100  # episodes that a run's current mean return is taken over
 _SUMS = ("policy_loss", "value_loss", "entropy", "grad_norm", "staleness")
@@ -69,7 +70,8 @@ class Recorder:
         self._tables = {name: Table(name) for name in ("episodes", "intervals", "events")}
         # Each worker's steps, updates, episodes.
         self._counts = np.zeros((3, num_workers), np.int64)
-        self._worker_s, self._server_s = np.zeros((num_workers, 4)), np.zeros(4)
+        self._worker_s = np.zeros((num_workers, len(TABLES["timing/worker"])))
+        self._server_s = np.zeros(len(TABLES["timing/server"]))
         self._staleness = np.zeros((num_workers, 1), np.int64)
         self._periodic: list[Snapshot] = []
         self._best: Snapshot | None = None
@@ -208,7 +210,20 @@ class Recorder:
             self.mean_staleness(),
             num_active_workers,
             len(self._places),
+            shares(self._worker_times()),
+            server_load(self._server_times()),
         )
+
+    def advice(self) -> str:
+        """Return what would make a run like this one faster; '' if nothing stands out."""
+        envs, network = self._settings["envs_per_worker"], self._settings["network"]
+        return advice(self._worker_times(), self._server_times(), envs, network)
+
+    def _worker_times(self) -> dict[str, np.ndarray]:
+        return dict(zip(TABLES["timing/worker"], self._worker_s.T))
+
+    def _server_times(self) -> dict[str, np.ndarray]:
+        return dict(zip(TABLES["timing/server"], self._server_s[:, None]))
 
     def is_due(self) -> bool:
         """Say whether the checkpoint period has passed since the last write."""
@@ -244,8 +259,8 @@ class Recorder:
         nodes, transports = np.array(self._places, object).T
         workers = (np.arange(len(self._places)), nodes, transports, *self._counts)
         tables["workers"] = dict(zip(TABLES["workers"], workers))
-        tables["timing/worker"] = dict(zip(TABLES["timing/worker"], self._worker_s.T))
-        tables["timing/server"] = dict(zip(TABLES["timing/server"], self._server_s[:, None]))
+        tables["timing/worker"] = self._worker_times()
+        tables["timing/server"] = self._server_times()
         params = np.stack([snapshot.params for snapshot in snapshots])
         state = {} if status == "complete" else self._state()
         write_run(self.path, Run(attributes, tables, self._staleness, params, state))

@@ -83,7 +83,9 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
             "env": ("d", "s"),
             "act": ("d", "s"),
             "learn": ("d", "s"),
+            "push": ("d", "s"),
             "wait": ("d", "s"),
+            "cpu": ("d", "s"),
         },
         "timing/server": {
             "update": ("d", "s"),

@@ -71,7 +71,7 @@ def header_dtype(max_episodes: int) -> np.dtype:
             ("value_loss", "f8"),
             ("entropy", "f8"),
             ("grad_norm", "f8"),
-            ("phase_s", "f8", 4),  # seconds since the last push: env, act, learn, wait
+            ("phase_s", "f8", 6),  # seconds since the last push: env, act, learn, push, wait; cpu
             ("rng_state", "u8", 6),  # the worker's random stream after this rollout
             ("num_episodes", "i8"),
             ("episode_returns", "f8", max_episodes),
@@ -171,7 +171,7 @@ class _Link:
 
 
 class WorkerLink(_Link):
-    """A worker's end: fill header and grads, ``exchange``, find reply and params."""
+    """A worker's end: fill header and grads, ``push``, ``pull``, find reply and params."""
 
     def __init__(
         self,
@@ -192,10 +192,13 @@ class WorkerLink(_Link):
         ]
         comm.gather((self._near, node_name()), root=SERVER)
 
-    def exchange(self) -> np.void:
-        """Send the header (and grads), wait for the reply (and params), and return the reply."""
+    def push(self) -> None:
+        """Send the header (and grads); both belong to the link until ``pull`` returns."""
         self._sync()
         MPI.Prequest.Startall(self._requests)
+
+    def pull(self) -> np.void:
+        """Wait for the answer to the push, the reply (and params), and return the reply."""
         wait_until(lambda: MPI.Request.Testall(self._requests), self._spin)
         self._sync()
         return self.reply

@@ -19,14 +19,16 @@ def work(comm: MPI.Intracomm, by_message: bool) -> None:
     worker, sent = comm.rank - 1, 0
     link = WorkerLink(comm, NUM_PARAMS, MAX_EPISODES, by_message)
     link.header["kind"] = Kind.JOIN
-    reply = link.exchange()
+    link.push()
+    reply = link.pull()
     while reply["command"] != Command.STOP:
         assert reply["version"] == sent and (link.params == np.float32(sent + worker / 10)).all()
         sent += 1
         link.header["kind"], link.header["num_steps"] = Kind.PUSH, sent
         link.header["episode_lengths"][:] = sent, sent + 1, sent + 2
         link.grads[:] = 1000 * worker + sent
-        reply = link.exchange()
+        link.push()
+        reply = link.pull()
     link.close()
 
 

@@ -35,7 +35,7 @@ def header(version=0, num_steps=50, returns=(), lengths=(), **values):
         returns,
         lengths,
     )
-    record["phase_s"] = 1, 2, 3, 4
+    record["phase_s"] = 1, 2, 3, 0, 4, 6
     for name, value in values.items():
         record[name] = value
     return record

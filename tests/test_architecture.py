@@ -31,6 +31,7 @@ ROWS = {
     "runfile": 1,
     "progress": 1,
     "fused": 0,
+    "timing": 0,
     "__init__": 0,
 }
 HOMES = {

@@ -17,6 +17,8 @@ def moment(**changes):
                 mean_staleness=6.9,
                 num_active_workers=8,
                 num_workers=8,
+                phases=dict(env=0.5, act=0.1, learn=0.2, push=0.0, wait=0.2),
+                server_load=0.03,
             ),
             **changes,
         }
