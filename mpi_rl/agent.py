@@ -94,7 +94,7 @@ class Agent:
         self._observations = np.zeros((envs, *spec.observation_shape), np.float32)
         self._logits = np.zeros((steps, envs, spec.num_actions), np.float32)
         self._actions = np.zeros((steps, envs), np.int64)
-        self._rewards = np.zeros((steps, envs), np.float32)
+        self._rewards = np.zeros((steps, envs))  # raw
         self._terminated, self._truncated = np.zeros((2, steps, envs), bool)
         self._episode_return, self._episode_length = np.zeros(envs), np.zeros(envs, np.int64)
 
@@ -111,27 +111,20 @@ class Agent:
         network.refresh()
         noise = self.rng.gumbel(size=logits.shape)
         observations = self._observations
-        returns: list[float] = []
-        lengths: list[int] = []
+        ends: list[tuple[int, int]] = []  # (t, e) of every recorded episode's last step
         final_observations = []
         env_s = act_s = 0.0
         for t in range(config.n_steps):
             logits[t] = network.logits(t, observations)
             # The largest of logits + Gumbel noise is a draw from softmax(logits).
-            np.add(noise[t], logits[t], out=noise[t]).argmax(axis=1, out=actions[t])
+            np.add(noise[t], logits[t], noise[t]).argmax(1, actions[t])
             before, now = now, perf_counter()
             act_s += now - before
             result = self._envs.step(actions[t])
-            observations = result.observations
-            self._rewards[t] = result.rewards
+            observations, self._rewards[t] = result.observations, result.rewards
             self._terminated[t], self._truncated[t] = result.terminated, result.truncated
-            self._episode_return += result.rewards
-            self._episode_length += 1
             if result.final_observations is not None:
-                for e in np.flatnonzero(result.episode_over):
-                    returns.append(float(self._episode_return[e]))
-                    lengths.append(int(self._episode_length[e]))
-                    self._episode_return[e] = self._episode_length[e] = 0
+                ends += [(t, int(e)) for e in np.flatnonzero(result.episode_over)]
                 for e in np.flatnonzero(result.truncated & ~result.terminated):
                     final_observations.append((t, int(e), result.final_observations[e].copy()))
             before, now = now, perf_counter()
@@ -139,8 +132,8 @@ class Agent:
             if config.envs_per_worker == 1 and result.final_observations is not None:
                 break
         self._observations, length = observations, t + 1
-        rewards = self._rewards[:length]
-        rewards *= np.float32(config.reward_scale)
+        returns, lengths = self._finish_episodes(ends, length)
+        rewards = (self._rewards[:length] * config.reward_scale).astype(np.float32)
         if config.clip_rewards:
             np.clip(rewards, -1, 1, out=rewards)
         return Rollout(
@@ -156,6 +149,24 @@ class Agent:
             env_s,
             act_s,
         )
+
+    def _finish_episodes(
+        self, ends: list[tuple[int, int]], length: int
+    ) -> tuple[list[float], list[int]]:
+        """Return the returns and lengths of episodes that ended, and carry the others' over."""
+        returns, lengths = [], []
+        begin = np.zeros(self._config.envs_per_worker, np.int64)  # of each one's current episode
+        for t, e in ends:
+            returns.append(
+                float(self._episode_return[e] + self._rewards[begin[e] : t + 1, e].sum())
+            )
+            lengths.append(int(self._episode_length[e] + t + 1 - begin[e]))
+            self._episode_return[e] = self._episode_length[e] = 0
+            begin[e] = t + 1
+        for e in range(len(begin)):
+            self._episode_return[e] += self._rewards[begin[e] : length, e].sum()
+        self._episode_length += length - begin
+        return returns, lengths
 
     def learn(self, rollout: Rollout) -> tuple[Losses, float]:
         """Write the gradient of the last rollout's loss into the slot's grads.

@@ -41,10 +41,11 @@ class Mlp:
         self._slope = _tanh_slope if tanh else _relu_slope
         acting = [*self._trunk, *self._policy]
         inputs = [self._inputs, *(layer.outputs for layer in acting)]
-        # For each time: what every layer reads and writes.
+        # For each time: what every layer reads and writes; a single environment's as vectors.
+        one = 0 if num_envs == 1 else slice(None)
         self._steps = [
             [
-                (x[t], layer.weight.T, layer.bias, layer.outputs[t])
+                (x[t, one], layer.weight.T, layer.bias, layer.outputs[t, one])
                 for x, layer in zip(inputs, acting)
             ]
             for t in range(num_times)
@@ -58,11 +59,12 @@ class Mlp:
         self._inputs[time] = observations
         *hidden, (features, last_weight, last_bias, logits) = self._steps[time]
         for inputs, weight, bias, outputs in hidden:
-            np.matmul(inputs, weight, out=outputs)
-            np.add(outputs, bias, out=outputs)
-            self._squash(outputs, out=outputs)
-        np.matmul(features, last_weight, out=logits)
-        return np.add(logits, last_bias, out=logits)
+            inputs.dot(weight, outputs)
+            np.add(outputs, bias, outputs)
+            self._squash(outputs, outputs)
+        features.dot(last_weight, logits)
+        np.add(logits, last_bias, logits)
+        return self._policy[-1].outputs[time]
 
     def values(self, start: int, stop: int) -> np.ndarray:
         """See ``networks.Network``."""

@@ -39,12 +39,13 @@ def n_step_returns(
             f" {truncated.shape}, final_values {final_values.shape}, bootstrap_value"
             f" {bootstrap_value.shape}"
         )
+    # R_t = base_t + factor_t R_{t+1}
+    final = np.where(truncated & ~terminated, final_values, np.float32(0))
+    base = rewards + np.float32(gamma) * final
+    factor = np.where(terminated | truncated, np.float32(0), np.float32(gamma))
     returns = np.empty_like(rewards)
     following = bootstrap_value
-    for t in reversed(range(len(rewards))):
-        following = np.where(truncated[t], final_values[t], following)
-        following = rewards[t] + np.float32(gamma) * np.where(
-            terminated[t], np.float32(0), following
-        )
-        returns[t] = following
+    for add, times, result in zip(base[::-1], factor[::-1], returns[::-1]):
+        np.multiply(following, times, result)
+        following = np.add(result, add, result)
     return returns
