@@ -335,6 +335,92 @@ def record_run(
     )
 
 
+def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    """Return a list like 1,4,16 as whole numbers above 0."""
+    try:
+        numbers = tuple(int(float(word)) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"{text!r}: must be whole numbers with commas between, like 1,4")
+    return numbers
+
+
+@cli.command("bench")
+@click.argument("parts", nargs=-1, type=click.Choice(["env", "train", "server", "start"]))
+@click.option("--job", default="jobs/space_invaders.toml", show_default=True, help="job file")
+@click.option("--workers", default="1,2", show_default=True, callback=_numbers, help="env, train")
+@click.option(
+    "--envs",
+    default="1,4,16,32",
+    show_default=True,
+    callback=_numbers,
+    help="env, train: environments per worker",
+)
+@click.option(
+    "--ranks",
+    default="3,9,41",
+    show_default=True,
+    callback=_numbers,
+    help="server, start: ranks, the server included",
+)
+@click.option(
+    "--num-params",
+    default="1e4,677943,1e7",
+    show_default=True,
+    callback=_numbers,
+    help="server: sizes P of the parameter vector",
+)
+@click.option("--seconds", default=10.0, show_default=True, help="per figure, roughly")
+@click.option(
+    "--launcher",
+    help="how ranks are started  [default: mpirun -n {ranks}, of this Python's environment]",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("results/bench.h5"),
+    show_default=True,
+)
+def bench_parts(
+    parts: tuple[str, ...],
+    job: str,
+    workers: tuple[int, ...],
+    envs: tuple[int, ...],
+    ranks: tuple[int, ...],
+    num_params: tuple[int, ...],
+    seconds: float,
+    launcher: str | None,
+    output: Path,
+    **settings: Any,
+) -> None:
+    """Measure this machine: every figure beside its limit, which is measured in the same run.
+
+    env: the environments against the emulator alone. train: a whole run against the same, and where
+    its time goes. server: pushes against copies of the same bytes, and the idle server. start: the
+    time to every worker's first push against the imports alone, and memory. Without a name, all.
+    Nothing else should run meanwhile.
+    """
+    from mpi_rl import bench
+
+    overrides = _overrides(settings)
+    config = load_job(job).config(0, overrides)
+    request = bench.Request(
+        job, config, overrides, workers, envs, num_params, ranks, seconds, launcher or _mpirun()
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    bench.run(request, parts or bench.PARTS, output)
+
+
+_setting_options(bench_parts)
+
+
+def _mpirun() -> str:
+    """Return the launcher that was installed with this Python, else the one in the path."""
+    beside = Path(sys.executable).with_name("mpirun")
+    return f"{beside if beside.exists() else 'mpirun'} -n {{ranks}}"
+
+
 def parse(arguments: list[str]) -> Any:
     """Carry out the command in ``arguments`` and return its result; for train, its TrainOptions."""
     return cli.main(arguments, prog_name="mpi_rl", standalone_mode=False)

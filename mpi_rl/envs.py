@@ -127,7 +127,7 @@ class AleGame:
 
     def __init__(self, spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> None:
         self._spec = spec
-        self._games = [_emulator(spec, seed=0) for _ in range(num_envs)]
+        self._games = [emulator(spec, seed=0) for _ in range(num_envs)]
         self._actions = self._games[0].getMinimalActionSet()
         self._rngs = [np.random.default_rng(0)] * num_envs
         height, width = self._games[0].getScreenDims()
@@ -141,7 +141,7 @@ class AleGame:
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         if self._spec.sticky_action_prob:  # all that is random in an emulator, seeded when it loads
-            self._games = [_emulator(self._spec, int(seed)) for seed in seeds]
+            self._games = [emulator(self._spec, int(seed)) for seed in seeds]
         self._rngs = [np.random.default_rng(int(seed)) for seed in seeds]
         for e in range(len(self._games)):
             self._restart(e)
@@ -259,7 +259,8 @@ def _taps(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return first.astype(np.int32), np.ascontiguousarray(taken.T), count
 
 
-def _emulator(spec: EnvSpec, seed: int) -> "ale_py.ALEInterface":
+def emulator(spec: EnvSpec, seed: int) -> "ale_py.ALEInterface":
+    """Return an emulator with the spec's game; its seed matters for sticky actions only."""
     import ale_py
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -324,7 +325,7 @@ def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
         num_actions=num_actions,
     )
     if env not in VECTOR_TASKS:
-        num_actions = len(_emulator(spec, seed=0).getMinimalActionSet())
+        num_actions = len(emulator(spec, seed=0).getMinimalActionSet())
     return replace(spec, num_actions=num_actions)
 
 

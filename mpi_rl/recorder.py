@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +70,7 @@ class Recorder:
         self._tables = {name: Table(name) for name in ("episodes", "intervals", "events")}
         # Each worker's steps, updates, episodes.
         self._counts = np.zeros((3, num_workers), np.int64)
+        self._first_push = np.zeros(num_workers)
         self._worker_s = np.zeros((num_workers, len(TABLES["timing/worker"])))
         self._server_s = np.zeros(len(TABLES["timing/server"]))
         self._staleness = np.zeros((num_workers, 1), np.int64)
@@ -121,6 +122,7 @@ class Recorder:
         self.step += steps
         self.version += 1
         self._counts[:, worker] += steps, 1, count
+        self._first_push[worker] = self._first_push[worker] or time()
         self._worker_s[worker] += header["phase_s"]
         self._rng_states[worker] = header["rng_state"]
         self._count_staleness(worker, staleness)
@@ -257,7 +259,8 @@ class Recorder:
         tables = {name: table.columns() for name, table in self._tables.items()}
         tables["snapshots"] = table.columns()
         nodes, transports = np.array(self._places, object).T
-        workers = (np.arange(len(self._places)), nodes, transports, *self._counts)
+        counts = *self._counts, self._first_push
+        workers = (np.arange(len(self._places)), nodes, transports, *counts)
         tables["workers"] = dict(zip(TABLES["workers"], workers))
         tables["timing/worker"] = self._worker_times()
         tables["timing/server"] = self._server_times()

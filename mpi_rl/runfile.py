@@ -1,4 +1,4 @@
-"""The HDF5 files: one per run, its record and its checkpoint, and one per collected sweep.
+"""The HDF5 files: a run's, its record and its checkpoint, a collected sweep's, and a bench's.
 
 Rank 0 rewrites the file whole (write beside, fsync, replace), so whatever is killed, the file on
 disk opens and agrees with itself; readers need no lock.
@@ -29,6 +29,7 @@ import numpy as np
 
 SCHEMA = "mpi_rl run"
 COLLECTION_SCHEMA = "mpi_rl collection"
+BENCH_SCHEMA = "mpi_rl bench"
 SCHEMA_VERSION = 2  # of both; 2: the Atari networks' hidden layer sees channels last
 REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
@@ -72,6 +73,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
             "num_steps": ("q", "steps"),
             "num_updates": ("q", "updates"),
             "num_episodes": ("q", "1"),
+            "first_push": ("d", "s since 1970"),  # of its last start; 0: none yet
         },
         "snapshots": {
             "step": ("q", "steps"),
@@ -95,6 +97,16 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
         },
     }
 )
+
+
+BENCH_UNITS = {
+    "seconds": "s",
+    "pss_mb": "MB",
+    "imports_pss_mb": "MB",
+    "bytes_per_s": "B/s",
+    **dict.fromkeys(("steps_per_s", "pushes_per_s"), "1/s"),
+    **dict.fromkeys(("p50", "p95", "p99"), "s"),
+}
 
 
 class CannotWrite(OSError):
@@ -196,6 +208,22 @@ def write_collection(
         for name, values in settings.items():
             text = any(isinstance(value, str) for value in values)
             _write(file, f"settings/{name}", _encoded(values) if text else np.array(values), "1")
+
+    _replace(path, fill)
+
+
+def write_bench(
+    path: Path, attributes: dict[str, Any], tables: dict[str, dict[str, list[Any]]]
+) -> None:
+    """Replace ``path`` by what ``mpi_rl bench`` measured: columns of texts or numbers by table."""
+
+    def fill(file: h5py.File) -> None:
+        file.attrs.update({"schema": BENCH_SCHEMA, "schema_version": SCHEMA_VERSION, **attributes})
+        for table, columns in tables.items():
+            for name, values in columns.items():
+                text = any(isinstance(value, str) for value in values)
+                column = _encoded(values) if text else np.array(values, float)
+                _write(file, f"{table}/{name}", column, BENCH_UNITS.get(name, "1"))
 
     _replace(path, fill)
 

@@ -7,10 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mpi_rl"
 ROWS = {
-    "__main__": 6,
+    "__main__": 7,
+    "bench": 5,
+    "bench_ranks": 5,
     "server": 4,
     "a3c": 4,
-    "commands": 5,
+    "commands": 6,
     "agent": 3,
     "collect": 3,
     "submit": 3,
@@ -30,16 +32,17 @@ ROWS = {
     "lock": 1,
     "runfile": 1,
     "progress": 1,
+    "bench_imports": 0,
     "fused": 0,
     "timing": 0,
     "__init__": 0,
 }
 HOMES = {
-    "mpi4py": {"transport", "__main__"},
+    "mpi4py": {"transport", "bench_ranks", "bench_imports", "__main__"},
     "h5py": {"runfile"},
-    "torch": {"convnet"},
-    "gymnasium": {"envs"},
-    "ale_py": {"envs"},
+    "torch": {"convnet", "bench_imports"},
+    "gymnasium": {"envs", "bench_ranks"},
+    "ale_py": {"envs", "bench_imports"},
     "rich": {"progress"},
     "click": {"commands"},
     "PIL": {"record"},

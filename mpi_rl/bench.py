@@ -1,0 +1,281 @@
+"""``mpi_rl bench``: how fast this machine is, every figure beside the limit of the same minute.
+
+Each measurement starts its own ranks with the launcher. The limit of ``env`` and ``train`` is what
+the emulator (or the Gymnasium task) does alone on as many processes; of ``server``, copies of as
+many bytes as an update moves; of ``start``, the imports that ranks cannot do without.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpi_rl.bench_imports import pss_bytes
+from mpi_rl.config import Config
+from mpi_rl.runfile import read_run, write_bench
+from mpi_rl.timing import server_load, shares
+
+PARTS = ("env", "train", "server", "start")
+TRANSPORTS = ("window", "message")
+STARTED_PERIOD_S = 0.5  # between two looks at a starting run
+START_PATIENCE_S = 600.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured."""
+
+    job: str  # a job file
+    config: Config
+    overrides: dict[str, Any]  # settings given beside the job
+    workers: tuple[int, ...]
+    envs: tuple[int, ...]
+    num_params: tuple[int, ...]
+    ranks: tuple[int, ...]
+    seconds: float  # per figure
+    launcher: str  # with {ranks} where their number goes
+
+
+Row = dict[str, Any]  # by column; rows of one part may lack some
+
+
+def run(request: Request, parts: tuple[str, ...], output: Path) -> None:
+    """Measure, print a Markdown table per part, and write all of them to ``output``.
+
+    Raises ValueError with the ranks' last words if they fail.
+    """
+    here = machine()
+    print(f"{here['processor']}, {here['cores']} cores, {here['system']}; {request.job}")
+    measured: dict[str, dict[str, list[Any]]] = {}
+    for part in parts:
+        rows: list[Row] = []
+        for row in {"env": _env, "train": _train, "server": _server, "start": _start}[part](
+            request
+        ):
+            rows.append(row)
+            print(
+                f"  {part}: {', '.join(f'{k} {_cell(k, v)}' for k, v in row.items())}", flush=True
+            )
+        measured[part] = columns(rows)
+        print(f"\n{table(measured[part])}\n", flush=True)
+        attributes = {**here, "job": request.job, "config": _json(request.config)}
+        write_bench(output, attributes, measured)
+    print(f"Written: {output}")
+
+
+def columns(rows: list[Row]) -> dict[str, list[Any]]:
+    """Return rows as columns: what a row lacks is '' among texts and nan among numbers."""
+    found: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        absent = "" if any(isinstance(value, str) for value in values) else math.nan
+        found[name] = [absent if value is None else value for value in values]
+    return found
+
+
+def _env(request: Request) -> Iterator[Row]:
+    for count in sorted({min(workers, _cores()) for workers in request.workers}):
+        for envs in request.envs:
+            config = dataclasses.replace(request.config, envs_per_worker=envs)
+            found = _ranks(request, count, "env", _json(config))
+            yield {"processes": count, "envs": envs, **found}
+
+
+def _train(request: Request) -> Iterator[Row]:
+    for workers in request.workers:
+        for envs in request.envs:
+            config = dataclasses.replace(request.config, envs_per_worker=envs)
+            limits = [_limit(request, workers)]
+            # A guess from the limit makes it last about as long as was asked for.
+            steps = int(limits[0] * 0.3 * request.seconds)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "run.h5")
+                options = {"total_steps": max(steps, 4 * workers * config.n_steps * envs)}
+                options |= {"envs_per_worker": envs, "interval_period_steps": max(1, steps // 50)}
+                _run(request, workers + 1, _train_words(request, path, options))
+                run = read_run(path)
+            limits.append(_limit(request, workers))
+            rate, limit = _steady_rate(run.tables), float(np.mean(limits))
+            worker, server = run.tables["timing/worker"], run.tables["timing/server"]
+            yield {
+                "workers": workers,
+                "envs": envs,
+                "steps_per_s": rate,
+                "limit": limit,
+                "ratio": rate / limit,
+                **shares(worker),
+                "server": server_load(server),
+            }
+
+
+def _limit(request: Request, workers: int) -> float:
+    """Return the steps/s of the environment alone on the cores that so many workers can use."""
+    config = dataclasses.replace(request.config, envs_per_worker=1)
+    short = dataclasses.replace(request, seconds=request.seconds / 2)
+    return float(_ranks(short, min(workers, _cores()), "env", _json(config))["limit"])
+
+
+def _steady_rate(tables: dict[str, dict[str, np.ndarray]]) -> float:
+    """Return the steps/s from when all workers had joined to the end of a run."""
+    intervals, events = tables["intervals"], tables["events"]
+    joined = events["wall_time_s"][events["kind"] == "join"].max()
+    steps, times = intervals["step"], intervals["wall_time_s"]
+    first = min(int(np.searchsorted(times, joined)), len(times) - 2)
+    return float((steps[-1] - steps[first]) / (times[-1] - times[first]))
+
+
+def _server(request: Request) -> Iterator[Row]:
+    for transport in TRANSPORTS:
+        for num_params in request.num_params:
+            for ranks in request.ranks:
+                found = _push(request, ranks, num_params, transport, 0.0)
+                yield {"transport": transport, "params": num_params, "workers": ranks - 1, **found}
+    idle = _push(request, max(request.ranks), min(request.num_params), "window", request.seconds)
+    yield {"transport": "window", "workers": max(request.ranks) - 1, "idle_cpu": idle["cpu"]}
+
+
+def _push(
+    request: Request, ranks: int, num_params: int, transport: str, pause_s: float
+) -> dict[str, float]:
+    config = dataclasses.replace(
+        request.config, num_workers=ranks - 1, total_steps=10**9, interval_period_steps=10**9
+    )
+    settings = {"num_params": num_params, "transport": transport, "pause_s": pause_s}
+    return _ranks(request, ranks, "server", json.dumps({**settings, "config": _json(config)}))
+
+
+def _start(request: Request) -> Iterator[Row]:
+    for ranks in request.ranks:
+        began = time.time()
+        imports = json.loads(_run(request, ranks, ["mpi_rl.bench_imports"]).splitlines()[-1])
+        pushed_s, pss = _first_pushes(request, ranks)
+        limit = imports["ended"] - began
+        yield {
+            "ranks": ranks,
+            "seconds": pushed_s,
+            "limit": limit,
+            "ratio": pushed_s / limit,
+            "pss_mb": pss / 1e6,
+            "imports_pss_mb": imports["pss_bytes"] / 1e6,
+        }
+
+
+def _first_pushes(request: Request, ranks: int) -> tuple[float, int]:
+    """Return how long a run takes to every worker's first push, and a rank's largest memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, began = Path(folder, "run.h5"), time.time()
+        options = {"total_steps": 10**9, "checkpoint_period_s": STARTED_PERIOD_S}
+        command = _words(request, ranks) + _train_words(request, path, options)
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            while True:
+                time.sleep(STARTED_PERIOD_S)
+                if run.poll() is not None or time.time() - began > START_PATIENCE_S:
+                    raise ValueError(f"{shlex.join(command)}: not started, status {run.poll()}")
+                if path.exists() and (read_run(path).tables["workers"]["first_push"] > 0).all():
+                    break
+            pushed = read_run(path).tables["workers"]["first_push"].max()
+            pids = [int(pid) for pid in os.listdir("/proc") if pid.isdigit()]
+            ours = [pid for pid in pids if str(path) in _command_line(pid) and _is_rank(pid)]
+            return float(pushed - began), max(pss_bytes(pid) for pid in ours)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGINT)
+                run.wait()
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def _is_rank(pid: int) -> bool:
+    return "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+
+
+def _train_words(request: Request, path: Path, options: dict[str, Any]) -> list[str]:
+    words = ["mpi_rl", "train", request.job, "--output", str(path)]
+    for name, value in {**request.overrides, **options}.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            words.append(f"--{option}={','.join(map(str, values))}")
+    return words
+
+
+def _json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _words(request: Request, ranks: int) -> list[str]:
+    return shlex.split(request.launcher.format(ranks=ranks)) + [sys.executable, "-m"]
+
+
+def _ranks(request: Request, ranks: int, kind: str, settings: str) -> dict[str, float]:
+    words = ["mpi_rl.bench_ranks", kind, str(request.seconds), settings]
+    return json.loads(_run(request, ranks, words).splitlines()[-1])
+
+
+def _run(request: Request, ranks: int, words: list[str]) -> str:
+    """Start ranks, wait for them and return what they print."""
+    command = _words(request, ranks) + words
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise ValueError(f"{shlex.join(command)}: status {done.returncode}: {' '.join(last)}")
+    return done.stdout
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader needs to know of this machine."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {"processor": model, "cores": _cores(), "system": platform.platform()}
+
+
+def table(found: dict[str, list[Any]]) -> str:
+    """Return columns as a Markdown table."""
+    cells = [list(found), ["---:"] * len(found)]
+    cells += [[_cell(*pair) for pair in zip(found, row)] for row in zip(*found.values())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if math.isnan(value):
+        return ""
+    if name == "bytes_per_s":
+        return f"{value / 1e9:.2f}e9"
+    if name.startswith("p") and name[1:].isdigit():
+        return f"{1e3 * value:.2f} ms"
+    if isinstance(value, int) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3f}"

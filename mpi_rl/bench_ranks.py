@@ -1,0 +1,212 @@
+"""What the ranks of ``mpi_rl bench`` do; rank 0 prints what was measured as one line of JSON.
+
+mpirun -n 2 python -m mpi_rl.bench_ranks env SECONDS SETTINGS      # SETTINGS: a Config as JSON
+mpirun -n 41 python -m mpi_rl.bench_ranks server SECONDS '{"num_params": 677943, ...}'
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from mpi_rl.config import config_from_json
+from mpi_rl.envs import VECTOR_TASKS, EnvSpec, emulator, env_spec, make_envs
+from mpi_rl.progress import Progress
+from mpi_rl.recorder import Recorder
+from mpi_rl.server import serve
+from mpi_rl.transport import Command, Kind, ServerLink, WorkerLink, sleeping_barrier
+from mpi_rl.updates import make_update_rule
+
+BLOCKS = 4  # a figure and its limit are measured in turns, each so many times
+PERCENTILES = (50, 95, 99)
+
+
+def main() -> None:
+    """Run one measurement on all ranks."""
+    kind, seconds, settings = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+    comm = MPI.COMM_WORLD
+    try:
+        measured = {"env": _env, "server": _server}[kind](comm, seconds, settings)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        comm.Abort(1)
+        raise
+    if comm.rank == 0:
+        print(json.dumps(measured), flush=True)
+
+
+def _env(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, float]:
+    """Step environments on every rank, in turns as a worker does and as bare as can be."""
+    config = config_from_json(settings)
+    spec, count = env_spec(dataclasses.asdict(config)), config.envs_per_worker
+    actions = np.random.default_rng(comm.rank).integers(spec.num_actions, size=(1024, count))
+    envs, turn = make_envs(spec, count), 0
+    envs.reset(np.arange(count) + comm.rank * count)
+
+    def step() -> int:
+        nonlocal turn
+        turn += 1
+        envs.step(actions[turn % 1024])
+        return count
+
+    bare = (_bare_task if spec.env in VECTOR_TASKS else _bare_game)(spec, comm.rank)
+    rates = np.zeros((BLOCKS, 2))
+    for block in range(BLOCKS):
+        for i, play in enumerate((bare, step)):
+            sleeping_barrier(comm)
+            rates[block, i] = _rate(play, seconds / BLOCKS / 2)
+    total = comm.reduce(rates)
+    if total is None:
+        return {}
+    ratios = total[:, 1] / total[:, 0]
+    limit, ours = np.median(total, axis=0)
+    return {"steps_per_s": ours, "limit": limit, "ratio": float(np.median(ratios))}
+
+
+def _rate(play: Callable[[], int], seconds: float) -> float:
+    count, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        count += sum(play() for _ in range(8))
+    return count / elapsed
+
+
+def _bare_task(spec: EnvSpec, seed: int) -> Callable[[], int]:
+    """Return what steps the Gymnasium task alone, with random actions."""
+    import gymnasium
+
+    env = gymnasium.make(spec.env, disable_env_checker=True)
+    env.reset(seed=seed)
+    actions, turn = np.random.default_rng(seed).integers(spec.num_actions, size=1024).tolist(), 0
+
+    def step() -> int:
+        nonlocal turn
+        turn += 1
+        _, _, terminated, truncated, _ = env.step(actions[turn % 1024])
+        if terminated or truncated:
+            env.reset()
+        return 1
+
+    return step
+
+
+def _bare_game(spec: EnvSpec, seed: int) -> Callable[[], int]:
+    """Return what emulates a step's frames of an ALE game, and does nothing else."""
+    game, turn = emulator(spec, seed), 0
+    moves = game.getMinimalActionSet()
+    actions = np.random.default_rng(seed).integers(len(moves), size=1024).tolist()
+
+    def step() -> int:
+        nonlocal turn
+        for _ in range(spec.frame_skip):  # a new action in each frame, as the emulator's limit
+            turn += 1
+            game.act(moves[actions[turn % 1024]])
+            if game.game_over():
+                game.reset_game()
+        return 1
+
+    return step
+
+
+def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, float]:
+    """Push as fast as the server takes it; then let it idle for as long."""
+    values: dict[str, Any] = json.loads(settings)
+    num_params, by_message = values["num_params"], values["transport"] == "message"
+    if comm.rank > 0:
+        link = WorkerLink(comm, num_params, 1, by_message)
+        link.grads[:] = 1e-3
+        latencies = _push_until_told(link, values["pause_s"])
+        link.close()
+        comm.gather(latencies)
+        return {}
+    config = config_from_json(values["config"])
+    params = np.zeros(num_params, np.float32)
+    rule = make_update_rule(dataclasses.asdict(config), params, comm.size - 1)
+    server = ServerLink(comm, num_params, 1, by_message)
+    copies_s = _copies(server, params, rule.statistics) if not values["pause_s"] else 0.0
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        record = Recorder(
+            Path(folder, "run.h5"),
+            {"job": "bench"},
+            dataclasses.asdict(config),
+            server.places,
+            params,
+            rule.statistics,
+        )
+        end = time.monotonic() + seconds
+        began, cpu, sys.stdout = time.perf_counter(), time.process_time(), nowhere
+        serve(
+            server,
+            params,
+            rule,
+            record,
+            Progress("bench"),
+            config,
+            lambda: "time" if time.monotonic() > end else "",
+        )
+        cpu, elapsed, sys.stdout = (
+            time.process_time() - cpu,
+            time.perf_counter() - began,
+            sys.__stdout__,
+        )
+    server.close()
+    waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])
+    found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}
+    rate = record.version / elapsed
+    return {
+        "pushes_per_s": rate,
+        "bytes_per_s": rate * 8 * num_params,
+        "limit": 1 / copies_s if copies_s else 0.0,
+        "ratio": rate * copies_s,
+        "cpu": cpu / elapsed,
+        **found,
+    }
+
+
+def _push_until_told(link: WorkerLink, pause_s: float) -> np.ndarray:
+    """Push again and again, ``pause_s`` apart; return the seconds that each push took."""
+    link.header["kind"], link.header["rng_state"] = Kind.JOIN, 1
+    link.push()
+    reply, waits = link.pull(), []
+    link.header["kind"], link.header["num_steps"] = Kind.PUSH, 1
+    while reply["command"] != Command.STOP:
+        time.sleep(pause_s)
+        link.header["version"] = reply["version"]
+        began = time.perf_counter()
+        link.push()
+        reply = link.pull()
+        waits.append(time.perf_counter() - began)
+    return np.array(waits)
+
+
+def _copies(link: ServerLink, params: np.ndarray, statistics: dict[str, np.ndarray]) -> float:
+    """Return the seconds for one update's traffic as plain copies, one worker after the other.
+
+    An update reads gradient, parameters and each statistic of their size, and writes all but the
+    gradient, and the reply.
+    """
+    vectors = [params, *(array.reshape(-1)[: params.size] for array in statistics.values())]
+    vectors = [vector for vector in vectors if vector.size == params.size]
+    copies = [np.zeros_like(vector) for vector in vectors]
+    times = []
+    for _ in range(5):
+        for worker in range(link.num_workers):
+            began = time.perf_counter()
+            np.copyto(link.params(worker), link.grads(worker))
+            for vector, copy in zip(vectors, copies):
+                np.copyto(copy, vector)
+            times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+if __name__ == "__main__":
+    main()
