@@ -185,9 +185,9 @@ def _first_pushes(request: Request, ranks: int) -> tuple[float, int]:
                 time.sleep(STARTED_PERIOD_S)
                 if run.poll() is not None or time.time() - began > START_PATIENCE_S:
                     raise ValueError(f"{shlex.join(command)}: not started, status {run.poll()}")
-                if path.exists() and (read_run(path).tables["workers"]["first_push"] > 0).all():
+                if path.exists() and (read_run(path).tables["workers"]["first_push_s"] > 0).all():
                     break
-            pushed = read_run(path).tables["workers"]["first_push"].max()
+            pushed = read_run(path).tables["workers"]["first_push_s"].max()
             pids = [int(pid) for pid in os.listdir("/proc") if pid.isdigit()]
             ours = [pid for pid in pids if str(path) in _command_line(pid) and _is_rank(pid)]
             return float(pushed - began), max(pss_bytes(pid) for pid in ours)

@@ -73,7 +73,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
             "num_steps": ("q", "steps"),
             "num_updates": ("q", "updates"),
             "num_episodes": ("q", "1"),
-            "first_push": ("d", "s since 1970"),  # of its last start; 0: none yet
+            "first_push_s": ("d", "s since 1970"),  # of its last start; 0: none yet
         },
         "snapshots": {
             "step": ("q", "steps"),

@@ -1,0 +1,65 @@
+"""mpi_rl bench: its figures are made, agree with themselves and are written; none is judged."""
+
+from pathlib import Path
+
+import h5py
+import pytest
+
+from mpi_rl.bench import columns, table
+from tests.ranks import mpi_rl
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.mpi
+
+
+def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
+    done = mpi_rl(
+        "bench",
+        "--job=jobs/smoke.toml",
+        "--workers=1",
+        "--envs=2",
+        "--ranks=3",
+        "--num-params=1000",
+        "--seconds=0.5",
+        f"--output={tmp_path / 'bench.h5'}",
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("processes", "learn", "pushes_per_s", "idle_cpu", "pss_mb"):
+        assert f"| {name} |" in done.stdout
+    with h5py.File(tmp_path / "bench.h5") as file:
+        assert sorted(file) == ["env", "server", "start", "train"]
+        for part in ("env", "train", "start"):
+            for name in ("limit", "ratio"):
+                assert file[part][name][0] > 0
+        train, server = file["train"], file["server"]
+        assert train["ratio"][0] == pytest.approx(train["steps_per_s"][0] / train["limit"][0])
+        phases = [train[name][0] for name in ("env", "act", "learn", "push", "wait")]
+        assert sum(phases) == pytest.approx(1)
+        assert [name.decode() for name in server["transport"]] == ["window", "message", "window"]
+        assert server["bytes_per_s"][0] == pytest.approx(8000 * server["pushes_per_s"][0])
+        assert server["p50"][0] <= server["p95"][0] <= server["p99"][0]
+        assert file.attrs["processor"] and file["start/pss_mb"].attrs["units"] == "MB"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--envs=1,x"], "'1,x': must be whole numbers"),
+        (["--ranks=0"], "'0': must be whole numbers"),
+        (["--launcher=/bin/false {ranks}", "env"], "status 1"),
+        (["speed"], "'speed' is not one of"),
+        (["--job=none.toml"], "no such file"),
+    ],
+)
+def test_bad_requests_are_one_line_and_status_2(tmp_path, words, message):
+    done = mpi_rl("bench", *words, f"--output={tmp_path / 'bench.h5'}", cwd=ROOT)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "bench.h5").exists()
+
+
+def test_what_a_row_lacks_is_left_open():
+    found = columns([{"kind": "a", "rate": 2500}, {"rate": 0.25, "p50": 0.001}])
+    assert found["kind"] == ["a", ""] and found["rate"] == [2500, 0.25]
+    assert table(found).splitlines()[2:] == ["| a | 2,500 |  |", "|  | 0.250 | 1.00 ms |"]
