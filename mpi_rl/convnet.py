@@ -29,6 +29,21 @@ class _Conv(NamedTuple):
     inputs: torch.Tensor  # (rows, in, height, width), channels last: the same memory
 
 
+class _Time(NamedTuple):
+    """What acting at one time reads and writes; n is the number of environments."""
+
+    pixels: np.ndarray  # (n, channel, row of blocks, row in it, block), 4 pixels in each uint32
+    blocks: tuple[torch.Tensor, torch.Tensor]  # the same as uint8 blocks, and as network's inputs
+    # Of each convolution: inputs, weight, bias; where its outputs go, (n, height / side, side,
+    # width / side, side, channels) in the blocks of the next layer.
+    convs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+    flat: torch.Tensor  # (n, features of the last convolution)
+    features: torch.Tensor  # (n, hidden units)
+    seen: torch.Tensor  # the same in float32
+    seen_array: np.ndarray  # the same memory
+    logits: np.ndarray  # (n, num_actions)
+
+
 class ConvNet:
     """A ``networks.Network`` of convolutions, a hidden layer, and two heads on it."""
 
@@ -69,6 +84,7 @@ class ConvNet:
         self._seen_array = self._seen.numpy().reshape(num_times, num_envs, -1)
         (_, self._policy, self._policy_grads), (_, self._value, self._value_grads) = heads
         self._logits = np.zeros((num_times, num_envs, spec.num_actions), np.float32)
+        self._times = [self._at(time) for time in range(num_times)]
 
     def _conv(
         self,
@@ -106,27 +122,42 @@ class ConvNet:
             self._hidden_weight.copy_(self._hidden[0])
             self._hidden_bias.copy_(self._hidden[1])
 
+    def _at(self, time: int) -> _Time:
+        """Return the views that acting at ``time`` needs; making them costs more than one use."""
+        num_envs = self._pixels.shape[1]
+        rows = slice(time * num_envs, (time + 1) * num_envs)
+        above = [*(conv.blocks for conv in self._convs[1:]), self._top[:, :, :, None, None]]
+        return _Time(
+            self._pixels[time].transpose(0, 3, 1, 4, 2),
+            (self._blocks[rows], self._convs[0].blocks[rows]),
+            [
+                (conv.inputs[rows], conv.weight, conv.bias, blocks[rows].transpose(2, 3))
+                for conv, blocks in zip(self._convs, above)
+            ],
+            self._flat[rows],
+            self._features[rows],
+            self._seen[rows],
+            self._seen_array[time],
+            self._logits[time],
+        )
+
     @torch.inference_mode()
     def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
         """See ``networks.Network``."""
-        num_envs, height, width, channels, side = self._pixels.shape[1:]
-        rows = slice(time * num_envs, (time + 1) * num_envs)
-        lines = observations.view(np.uint32).reshape(num_envs, channels, height, side, width)
-        np.copyto(self._pixels[time], lines.transpose(0, 2, 4, 1, 3))
-        self._convs[0].blocks[rows].copy_(self._blocks[rows])
-        above = [*(conv.blocks for conv in self._convs[1:]), self._top[:, :, :, None, None]]
-        for conv, blocks in zip(self._convs, above):
-            outputs = conv2d(conv.inputs[rows], conv.weight, conv.bias).relu_()
-            blocks[rows].copy_(_split(outputs, blocks.shape[3], _ORDER))
-        features = self._features[rows]
-        torch.addmm(self._hidden_bias, self._flat[rows], self._hidden_weight.t(), out=features)
-        features.relu_()
+        at = self._times[time]
+        np.copyto(at.pixels, observations.view(np.uint32).reshape(at.pixels.shape))
+        blocks, images = at.blocks
+        images.copy_(blocks)
+        for inputs, weight, bias, rows in at.convs:
+            outputs = conv2d(inputs, weight, bias).relu_()
+            rows.copy_(outputs.permute(0, 2, 3, 1).reshape(rows.shape))
+        torch.addmm(self._hidden_bias, at.flat, self._hidden_weight.t(), out=at.features)
+        at.features.relu_()
         if self._dtype != torch.float32:
-            self._seen[rows].copy_(features)
-        weight, bias = self._policy
-        logits = self._logits[time]
-        np.matmul(self._seen_array[time], weight.T, out=logits)
-        return np.add(logits, bias, out=logits)
+            at.seen.copy_(at.features)
+        head, offset = self._policy
+        at.seen_array.dot(head.T, at.logits)
+        return np.add(at.logits, offset, at.logits)
 
     def values(self, start: int, stop: int) -> np.ndarray:
         """See ``networks.Network``."""
