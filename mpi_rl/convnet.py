@@ -78,6 +78,7 @@ class ConvNet:
         assert self._flat.shape[1] == hidden.fan_in, f"no network for {spec.observation_shape}"
         self._hidden, self._hidden_grads = _tensors(*ours), _tensors(*theirs)
         self._hidden_weight, self._hidden_bias = (t.to(self._dtype) for t in self._hidden)
+        self._by_hidden = self._hidden_grads[0].to(self._dtype)
         self._features = torch.zeros(rows, hidden.shape[0], dtype=self._dtype)
         # What the heads see, in float32: the same memory where that is the precision.
         self._seen = self._features.float()
@@ -179,10 +180,9 @@ class ConvNet:
         by_seen = by_logits @ self._policy[0] + by_values[:, None] * self._value[0]
         by_seen *= seen > 0
         grad = torch.from_numpy(by_seen).to(self._dtype)
-        if self._dtype == torch.float32:
-            torch.mm(grad.t(), self._flat[:count], out=self._hidden_grads[0])
-        else:
-            self._hidden_grads[0].copy_(grad.t() @ self._flat[:count])
+        torch.mm(grad.t(), self._flat[:count], out=self._by_hidden)
+        if self._dtype != torch.float32:
+            self._hidden_grads[0].copy_(self._by_hidden)
         torch.sum(grad, 0, dtype=torch.float32, out=self._hidden_grads[1])
         grad = _where_positive(self._top[:count], (grad @ self._hidden_weight))
         grad = grad.permute(0, 3, 1, 2)

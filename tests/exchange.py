@@ -54,7 +54,26 @@ def serve(comm: MPI.Intracomm, by_message: bool, num_pushes: int) -> None:
     print([transport for _, transport in link.places], seen.tolist())
 
 
-class TwoNodes(MPI.Intracomm):
+class Counted(MPI.Intracomm):
+    """A world that counts the persistent requests made on it, and knows no other messages."""
+
+    sends, receives = 0, 0
+
+    def Send_init(self, *arguments):
+        Counted.sends += 1
+        return super().Send_init(*arguments)
+
+    def Recv_init(self, *arguments):
+        Counted.receives += 1
+        return super().Recv_init(*arguments)
+
+    def _refuse(self, *arguments, **named):
+        raise AssertionError("pushes and replies are persistent requests")
+
+    Send = Isend = Recv = Irecv = send = isend = recv = irecv = Sendrecv = Put = _refuse
+
+
+class TwoNodes(Counted):
     """A world whose even ranks are on one node and whose odd ranks are on another."""
 
     def Split_type(self, split_type, key=0, info=MPI.INFO_NULL):
@@ -62,7 +81,7 @@ class TwoNodes(MPI.Intracomm):
 
 
 if __name__ == "__main__":
-    world, message = MPI.COMM_WORLD, sys.argv[1] == "message"
+    world, message = Counted(MPI.COMM_WORLD), sys.argv[1] == "message"
     if sys.argv[1] == "mixed":
         world = TwoNodes(world)
     try:
@@ -75,3 +94,6 @@ if __name__ == "__main__":
 
         traceback.print_exc()
         world.Abort(1)
+    # One request each way and worker, started once per push.
+    per_end = 1 if world.rank else world.size - 1
+    assert (Counted.sends, Counted.receives) == (per_end, per_end)

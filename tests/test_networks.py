@@ -101,6 +101,24 @@ def test_bfloat16_is_near_float32_and_leaves_float32_gradients(network):
     assert (torch.from_numpy(heads).bfloat16().float().numpy() != heads).any()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_rollout_allocates_nothing_of_the_parameters_size(precision):
+    this = atari("atari_2013")
+    params = initial_params(this, 1)
+    network = make_network(this, params, np.zeros_like(params), 4, 2, precision)
+    seen = observations(this, 2, 2)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        network.refresh()
+        for time in range(2):
+            network.logits(time, seen[time])
+        network.values(0, 2)
+        network.backward(np.ones((2, 2, 6), np.float32), np.ones((2, 2), np.float32))
+    most = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < most < params.nbytes / 10
+
+
 def test_a_time_is_forgotten_only_when_it_comes_again():
     this = spec()
     params = initial_params(this, 0)

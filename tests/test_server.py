@@ -1,6 +1,7 @@
 """The server's loop against a scripted link: no MPI, no environments."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mpi_rl.progress import Progress
 from mpi_rl.runfile import CannotWrite, read_run
 from mpi_rl.server import WorkerFailed, WorkersSilent, serve
 from mpi_rl.transport import Command, Kind
+from mpi_rl.updates import make_update_rule
 from tests.records import header, recorder
 
 CONFIG = Config(
@@ -89,6 +91,34 @@ def test_each_push_is_applied_once_and_answered_with_the_newest_parameters(tmp_p
     assert params[0] == pytest.approx(-sum(rates))
     for worker, sent, version, _ in link.replies:
         assert sent[0] == pytest.approx(-sum(rates[:version]))
+
+
+class ForgetfulLink(ScriptedLink):
+    """One that keeps no copies, and measures what is allocated between two of its replies."""
+
+    count = peak = 0
+
+    def reply(self, worker, version, command, rng_state=None):
+        self.count += 1
+        self._headers[worker] = header(version=version, num_steps=10, grad_norm=1000.0)
+        if self.count == 3:
+            tracemalloc.start()
+        elif self.count == 9:
+            self.peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("update_rule", ["rmsprop", "adam", "sgd"])
+def test_serving_allocates_nothing_of_the_parameters_size(tmp_path, update_rule):
+    link, params = ForgetfulLink(1, [[0]] * 20, 10**6), np.zeros(10**6, np.float32)
+    config = dataclasses.replace(CONFIG, update_rule=update_rule, momentum=0.9)
+    settings = dataclasses.asdict(config)
+    rule = make_update_rule(settings, params, 1)
+    record = recorder(tmp_path / "run.h5", 1, params, rule.statistics, **settings)
+    with Progress("test") as progress:
+        serve(link, params, rule, record, progress, config, lambda: "")
+    assert 0 < link.peak < params.nbytes / 10
+    np.testing.assert_array_equal(link._params[0], params)  # the reply, without a copy of its own
 
 
 def test_a_run_shorter_than_a_look_still_tells_its_speed(tmp_path, capsys):
