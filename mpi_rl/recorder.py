@@ -72,7 +72,7 @@ class Recorder:
         self._counts = np.zeros((3, num_workers), np.int64)
         self._first_push = np.zeros(num_workers)
         self._worker_s = np.zeros((num_workers, len(TABLES["timing/worker"])))
-        self._server_s = np.zeros(len(TABLES["timing/server"]))
+        self._server_s = dict.fromkeys(TABLES["timing/server"], 0.0)
         self._staleness = np.zeros((num_workers, 1), np.int64)
         self._periodic: list[Snapshot] = []
         self._best: Snapshot | None = None
@@ -146,12 +146,10 @@ class Recorder:
         if period and self.step // period > (self.step - steps) // period:
             self._periodic.append(self._snapshot("periodic"))
 
-    def serve_time(
-        self, update: float = 0.0, reply: float = 0.0, write: float = 0.0, idle: float = 0.0
-    ) -> None:
-        """Add to the seconds that the server has spent in each of its phases."""
+    def serve_time(self, phase: str, seconds: float) -> None:
+        """Add to the seconds that the server has spent in a phase of /timing/server."""
         if self._joined:  # before that, ranks are starting
-            self._server_s += update, reply, write, idle
+            self._server_s[phase] += seconds
 
     def _count_staleness(self, worker: int, staleness: int) -> None:
         missing = staleness + 1 - self._staleness.shape[1]
@@ -225,7 +223,7 @@ class Recorder:
         return dict(zip(TABLES["timing/worker"], self._worker_s.T))
 
     def _server_times(self) -> dict[str, np.ndarray]:
-        return dict(zip(TABLES["timing/server"], self._server_s[:, None]))
+        return {phase: np.array([seconds]) for phase, seconds in self._server_s.items()}
 
     def is_due(self) -> bool:
         """Say whether the checkpoint period has passed since the last write."""
@@ -288,7 +286,7 @@ class Recorder:
         workers = tables["workers"]
         self._counts[:] = workers["num_steps"], workers["num_updates"], workers["num_episodes"]
         self._worker_s[:] = np.stack([*tables["timing/worker"].values()], axis=1)
-        self._server_s[:] = np.concatenate([*tables["timing/server"].values()])
+        self._server_s = {name: column.item() for name, column in tables["timing/server"].items()}
         self._staleness = run.staleness
         columns = (tables["snapshots"][name] for name in Snapshot._fields[:-1])
         for snapshot in map(Snapshot, *columns, run.snapshot_params):

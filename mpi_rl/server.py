@@ -62,14 +62,15 @@ def serve(
                 active.remove(worker)
             link.reply(worker, recorder.version, command, rng_state)
             replied = perf_counter()
-            recorder.serve_time(update=updated - began, reply=replied - updated)
+            recorder.serve_time("update", updated - began)
+            recorder.serve_time("reply", replied - updated)
             began = replied
         if arrived:
             backoff.reset()
         else:
             backoff.sleep()
         now = perf_counter()
-        recorder.serve_time(idle=now - began)
+        recorder.serve_time("idle", now - began)
         if now - shown >= SHOW_PERIOD_S:
             shown = now
             show()
@@ -77,7 +78,7 @@ def serve(
             break
         if recorder.is_due():
             stop.save()
-            recorder.serve_time(write=perf_counter() - now)
+            recorder.serve_time("write", perf_counter() - now)
     stop.end(active)
     recorder.finish("complete" if recorder.step >= config.total_steps else "checkpointed")
     show(last=True)
