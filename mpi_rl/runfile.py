@@ -17,7 +17,6 @@ import datetime
 import json
 import math
 import os
-import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -231,27 +230,26 @@ def write_bench(
 def _replace(path: Path, fill: Callable[[h5py.File], None]) -> None:
     """Write a file anew in one step: a crash leaves the old one or the new one, whole."""
     beside = path.with_name(path.name + ".tmp")
+    # Made in memory: on a full disk HDF5 fails in many places, some of them with tracebacks.
+    with h5py.File(beside, "w", driver="core", backing_store=False) as file:
+        fill(file)
+        file.flush()
+        image = file.id.get_file_image()
     try:
-        with h5py.File(beside, "w", locking="best-effort") as file:
-            fill(file)
-        with open(beside, "rb") as written:
+        with open(beside, "wb") as written:
+            written.write(image)
+            written.flush()
             os.fsync(written.fileno())
         os.replace(beside, path)
-    except (OSError, RuntimeError, KeyError) as error:  # h5py has the first two for a full disk
+    except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise CannotWrite(
-            f"{path}: cannot be written ({_cause(error)}); what it held is kept"
+            f"{path}: cannot be written ({error.strerror}); what it held is kept"
         ) from None
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
-
-
-def _cause(error: Exception) -> str:
-    """Return the system's reason inside one of HDF5's long messages."""
-    found = re.search(r"error message = '([^']+)'", str(error))
-    return found[1] if found else getattr(error, "strerror", None) or str(error)
 
 
 def _encoded(texts: Iterable[str]) -> np.ndarray:

@@ -9,7 +9,7 @@ import os
 import sys
 
 import mpi_rl.__main__ as command_line
-from mpi_rl import envs, runfile
+from mpi_rl import envs
 
 
 def environment_raises_on_rank_2():
@@ -41,17 +41,16 @@ def worker_1_raises_before_it_joins():
 
 
 def disk_is_full_at_the_second_write():
-    replace, count = runfile._replace, 0
+    replace, count = os.replace, 0
 
-    def full(file):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def faulty(path, fill):
+    def faulty(source, target):
         nonlocal count
         count += 1
-        replace(path, full if count > 1 else fill)
+        if count > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
 
-    runfile._replace = faulty
+    os.replace = faulty
 
 
 if __name__ == "__main__":
