@@ -28,7 +28,6 @@ from mpi_rl.config import Config
 from mpi_rl.runfile import read_run, write_bench
 from mpi_rl.timing import server_load, shares
 
-PARTS = ("env", "train", "server", "start")
 TRANSPORTS = ("window", "message")
 STARTED_PERIOD_S = 0.5  # between two looks at a starting run
 START_PATIENCE_S = 600.0
@@ -40,7 +39,7 @@ class Request:
 
     job: str  # a job file
     config: Config
-    overrides: dict[str, Any]  # settings given beside the job
+    words: list[str]  # options of train that say what was given beside the job
     workers: tuple[int, ...]
     envs: tuple[int, ...]
     num_params: tuple[int, ...]
@@ -160,7 +159,7 @@ def _push(
 def _start(request: Request) -> Iterator[Row]:
     for ranks in request.ranks:
         began = time.time()
-        imports = json.loads(_run(request, ranks, ["mpi_rl.bench_imports"]).splitlines()[-1])
+        imports = _measured(request, ranks, ["mpi_rl.bench_imports"])
         pushed_s, pss = _first_pushes(request, ranks)
         limit = imports["ended"] - began
         yield {
@@ -209,15 +208,8 @@ def _is_rank(pid: int) -> bool:
 
 
 def _train_words(request: Request, path: Path, options: dict[str, Any]) -> list[str]:
-    words = ["mpi_rl", "train", request.job, "--output", str(path)]
-    for name, value in {**request.overrides, **options}.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            values = value if isinstance(value, list) else [value]
-            words.append(f"--{option}={','.join(map(str, values))}")
-    return words
+    words = ["mpi_rl", "train", request.job, "--output", str(path), *request.words]
+    return words + [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
 
 
 def _json(config: Config) -> str:
@@ -229,11 +221,16 @@ def _cores() -> int:
 
 
 def _words(request: Request, ranks: int) -> list[str]:
-    return shlex.split(request.launcher.format(ranks=ranks)) + [sys.executable, "-m"]
+    return shlex.split(request.launcher.replace("{ranks}", str(ranks))) + [sys.executable, "-m"]
 
 
 def _ranks(request: Request, ranks: int, kind: str, settings: str) -> dict[str, float]:
-    words = ["mpi_rl.bench_ranks", kind, str(request.seconds), settings]
+    words = ["mpi4py", "-m", "mpi_rl.bench_ranks", kind, str(request.seconds), settings]
+    return _measured(request, ranks, words)
+
+
+def _measured(request: Request, ranks: int, words: list[str]) -> dict[str, float]:
+    """Return what rank 0 prints last."""
     return json.loads(_run(request, ranks, words).splitlines()[-1])
 
 

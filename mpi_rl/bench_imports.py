@@ -13,9 +13,9 @@ def main() -> None:
     import ale_py  # noqa: F401
     import torch  # noqa: F401
 
-    met = MPI.COMM_WORLD.Ibarrier()
-    while not met.Test():
-        time.sleep(1e-3)
+    from mpi_rl.transport import sleeping_barrier
+
+    sleeping_barrier(MPI.COMM_WORLD)
     ended, found = time.time(), MPI.COMM_WORLD.gather(pss_bytes(os.getpid()))
     if found:
         print(json.dumps({"ended": ended, "pss_bytes": max(found)}), flush=True)

@@ -1,7 +1,9 @@
 """What the ranks of ``mpi_rl bench`` do; rank 0 prints what was measured as one line of JSON.
 
-mpirun -n 2 python -m mpi_rl.bench_ranks env SECONDS SETTINGS      # SETTINGS: a Config as JSON
-mpirun -n 41 python -m mpi_rl.bench_ranks server SECONDS '{"num_params": 677943, ...}'
+    mpirun -n 2 python -m mpi4py -m mpi_rl.bench_ranks env SECONDS CONFIG_AS_JSON
+    mpirun -n 41 python -m mpi4py -m mpi_rl.bench_ranks server SECONDS '{"num_params": 677943, ...}'
+
+``-m mpi4py`` ends all ranks when one raises.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpi_rl.config import config_from_json
-from mpi_rl.envs import VECTOR_TASKS, EnvSpec, emulator, env_spec, make_envs
+from mpi_rl.envs import VECTOR_TASKS, EnvSpec, VectorTask, emulator, env_spec, make_envs
 from mpi_rl.progress import Progress
 from mpi_rl.recorder import Recorder
 from mpi_rl.server import serve
@@ -33,14 +36,7 @@ def main() -> None:
     """Run one measurement on all ranks."""
     kind, seconds, settings = sys.argv[1], float(sys.argv[2]), sys.argv[3]
     comm = MPI.COMM_WORLD
-    try:
-        measured = {"env": _env, "server": _server}[kind](comm, seconds, settings)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        comm.Abort(1)
-        raise
+    measured = {"env": _env, "server": _server}[kind](comm, seconds, settings)
     if comm.rank == 0:
         print(json.dumps(measured), flush=True)
 
@@ -82,9 +78,7 @@ def _rate(play: Callable[[], int], seconds: float) -> float:
 
 def _bare_task(spec: EnvSpec, seed: int) -> Callable[[], int]:
     """Return what steps the Gymnasium task alone, with random actions."""
-    import gymnasium
-
-    env = gymnasium.make(spec.env, disable_env_checker=True)
+    (env,) = VectorTask(spec, 1).envs
     env.reset(seed=seed)
     actions, turn = np.random.default_rng(seed).integers(spec.num_actions, size=1024).tolist(), 0
 
@@ -118,7 +112,7 @@ def _bare_game(spec: EnvSpec, seed: int) -> Callable[[], int]:
 
 
 def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, float]:
-    """Push as fast as the server takes it; then let it idle for as long."""
+    """Push as fast as the server takes it, or every ``pause_s``."""
     values: dict[str, Any] = json.loads(settings)
     num_params, by_message = values["num_params"], values["transport"] == "message"
     if comm.rank > 0:
@@ -142,22 +136,14 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
             params,
             rule.statistics,
         )
-        end = time.monotonic() + seconds
-        began, cpu, sys.stdout = time.perf_counter(), time.process_time(), nowhere
-        serve(
-            server,
-            params,
-            rule,
-            record,
-            Progress("bench"),
-            config,
-            lambda: "time" if time.monotonic() > end else "",
-        )
-        cpu, elapsed, sys.stdout = (
-            time.process_time() - cpu,
-            time.perf_counter() - began,
-            sys.__stdout__,
-        )
+        began, cpu = time.perf_counter(), time.process_time()
+
+        def stop_requested() -> str:
+            return "time" if time.perf_counter() - began > seconds else ""
+
+        with redirect_stdout(nowhere):
+            serve(server, params, rule, record, Progress("bench"), config, stop_requested)
+        cpu, elapsed = time.process_time() - cpu, time.perf_counter() - began
     server.close()
     waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])
     found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}

@@ -1,6 +1,7 @@
 """The command line's words: subcommands, options, and how a user's mistake is answered."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import click
 from mpi_rl import __version__
 from mpi_rl.config import Config, Job, load_job
 
+BENCH_PARTS = ("env", "train", "server", "start")
 GROUP_OPTIONS = ("-h", "--help", "--version")  # before any command
 
 
@@ -207,12 +209,7 @@ def submit_job(
         print(f"python -m mpi_rl collect {job}    # merges them, should that not be done yet")
     if not num_ranks:
         return
-    words = [
-        word
-        for name, value in settings.items()
-        if value is not None
-        for word in _as_option(name, value)
-    ]
+    words = _as_options(settings)
     arrays = batches(job, loaded.name, num_ranks, words, at, throttle, list(sbatch))
     ids = []
     for number, batch in enumerate(arrays):
@@ -229,12 +226,16 @@ def submit_job(
 _setting_options(submit_job)
 
 
-def _as_option(name: str, value: Any) -> list[str]:
-    """Return the words that give a setting on the command line."""
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
-    return [f"--{option}", str(value)]
+def _as_options(settings: dict[str, Any]) -> list[str]:
+    """Return the words that gave the settings on the command line."""
+    words = []
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            words += [f"--{option}", str(value)]
+    return words
 
 
 @cli.command("collect")
@@ -338,16 +339,16 @@ def record_run(
 def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
     """Return a list like 1,4,16 as whole numbers above 0."""
     try:
-        numbers = tuple(int(float(word)) for word in text.split(","))
+        numbers = [float(word) for word in text.split(",")]
     except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
+        numbers = [math.nan]
+    if not all(number >= 1 and number.is_integer() for number in numbers):
         raise click.BadParameter(f"{text!r}: must be whole numbers with commas between, like 1,4")
-    return numbers
+    return tuple(map(int, numbers))
 
 
 @cli.command("bench")
-@click.argument("parts", nargs=-1, type=click.Choice(["env", "train", "server", "start"]))
+@click.argument("parts", nargs=-1, type=click.Choice(BENCH_PARTS))
 @click.option("--job", default="jobs/space_invaders.toml", show_default=True, help="job file")
 @click.option("--workers", default="1,2", show_default=True, callback=_numbers, help="env, train")
 @click.option(
@@ -371,7 +372,13 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     callback=_numbers,
     help="server: sizes P of the parameter vector",
 )
-@click.option("--seconds", default=10.0, show_default=True, help="per figure, roughly")
+@click.option(
+    "--seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="per figure, roughly",
+)
 @click.option(
     "--launcher",
     help="how ranks are started  [default: mpirun -n {ranks}, of this Python's environment]",
@@ -403,13 +410,13 @@ def bench_parts(
     """
     from mpi_rl import bench
 
-    overrides = _overrides(settings)
-    config = load_job(job).config(0, overrides)
-    request = bench.Request(
-        job, config, overrides, workers, envs, num_params, ranks, seconds, launcher or _mpirun()
-    )
+    launcher = launcher or _mpirun()
+    if "{ranks}" not in launcher:
+        raise ValueError(f"launcher = {launcher!r}: must have {{ranks}} where their number goes")
+    config, words = load_job(job).config(0, _overrides(settings)), _as_options(settings)
+    request = bench.Request(job, config, words, workers, envs, num_params, ranks, seconds, launcher)
     output.parent.mkdir(parents=True, exist_ok=True)
-    bench.run(request, parts or bench.PARTS, output)
+    bench.run(request, parts or BENCH_PARTS, output)
 
 
 _setting_options(bench_parts)

@@ -209,11 +209,9 @@ class ConvNet:
 _ORDER, _IMAGE_ORDER = (0, 2, 4, 3, 5, 1), (0, 2, 4, 1, 3, 5)
 
 
-def _split(images: torch.Tensor, side: int, order: tuple[int, ...]) -> torch.Tensor:
-    """View (n, channels, height, width) as (n, height / side, width / side, *block)."""
-    count, channels, height, width = images.shape
-    blocks = images.unflatten(3, (width // side, side)).unflatten(2, (height // side, side))
-    return blocks.permute(order)
+def _split(weight: torch.Tensor, side: int, order: tuple[int, ...]) -> torch.Tensor:
+    """View (out, in, width, width) as (out, width / side, width / side, *block)."""
+    return weight.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(order)
 
 
 def _join(blocks: torch.Tensor) -> torch.Tensor:

@@ -24,10 +24,9 @@ def bound(name: str, *arguments: np.ndarray | int | float) -> Callable[[], None]
     """Return C function ``name`` with its arguments: arrays by address, int as size_t."""
     function, words = getattr(_LIBRARY, name), [_as_c(argument) for argument in arguments]
 
-    def call() -> None:
+    def call(alive: object = arguments) -> None:  # the arrays live as long as their addresses
         function(*words)
 
-    call.arrays = arguments  # type: ignore[attr-defined]  # alive as long as their addresses
     return call
 
 

@@ -223,7 +223,7 @@ class WorkerLink(_Link):
 
 
 class ServerLink(_Link):
-    """The server's end: ``poll`` for pushes, read their header and grads, ``reply``."""
+    """The server's end: ``poll``, read header and grads, write params, ``reply``."""
 
     def __init__(
         self, comm: MPI.Intracomm, num_params: int, max_episodes: int, by_message: bool = False

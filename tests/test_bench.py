@@ -48,6 +48,10 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
     [
         (["--envs=1,x"], "'1,x': must be whole numbers"),
         (["--ranks=0"], "'0': must be whole numbers"),
+        (["--envs=1.5"], "'1.5': must be whole numbers"),
+        (["--num-params=inf"], "'inf': must be whole numbers"),
+        (["--launcher=mpirun -n 4", "env"], "must have {ranks}"),
+        (["--seconds=0"], "0.0 is not in the range"),
         (["--launcher=/bin/false {ranks}", "env"], "status 1"),
         (["speed"], "'speed' is not one of"),
         (["--job=none.toml"], "no such file"),
