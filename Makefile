@@ -31,7 +31,7 @@ check: $(READY)
 	$(VENV)/bin/flake8 mpi_rl analysis tests
 	$(VENV)/bin/mypy
 
-$(READY): setup.cfg setup.py pyproject.toml constraints.txt mpi_rl/fused.c
+$(READY): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard mpi_rl/*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(MPI),test]'
 	touch $@

@@ -56,7 +56,7 @@ LEAVE_LAST_S = 1.0  # that rank 0 takes longer than the others to end with an er
 
 def main() -> None:
     """Run the command line; options or a job file without a command mean ``train``."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per rank, before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per rank, before NumPy is imported
     arguments = sys.argv[1:]
     first = arguments[0] if arguments else "--train"
     if first.endswith(".toml") or first.startswith("-") and first not in GROUP_OPTIONS:

@@ -6,7 +6,9 @@ from time import perf_counter
 
 import numpy as np
 
+from mpi_rl import fused
 from mpi_rl.config import Config
+from mpi_rl.convnet import ConvNet
 from mpi_rl.envs import EnvSpec, make_envs
 from mpi_rl.losses import Losses, actor_critic_loss
 from mpi_rl.mlp import Mlp
@@ -32,22 +34,19 @@ class Rollout:
 
 
 def make_network(
-    spec: NetworkSpec,
-    params: np.ndarray,
-    grads: np.ndarray,
-    num_times: int,
-    num_envs: int,
-    precision: str,
+    spec: NetworkSpec, params: np.ndarray, grads: np.ndarray, num_times: int, num_envs: int
 ) -> Network:
     """Return a network on ``params`` and ``grads``, (P,), for rollouts of ``num_times`` times.
 
-    Only networks for images import torch.
+    Torch is imported only where ``conv.c`` was not compiled.
     """
     if spec.network == "mlp":
         return Mlp(spec, params, grads, num_times, num_envs)
-    from mpi_rl.convnet import ConvNet
+    if fused.AVAILABLE:
+        return ConvNet(spec, params, grads, num_times, num_envs)
+    from mpi_rl.torchnet import TorchNet
 
-    return ConvNet(spec, params, grads, num_times, num_envs, precision)
+    return TorchNet(spec, params, grads, num_times, num_envs)
 
 
 def make_rng(seed: int, worker: int) -> np.random.Generator:
@@ -89,7 +88,7 @@ class Agent:
         self.rng, self._config, self._grads = rng, config, grads
         steps, envs = config.n_steps, config.envs_per_worker
         # A time for each step, one for what the last step led to, and one for other observations.
-        self._network = make_network(network, params, grads, steps + 2, envs, config.precision)
+        self._network = make_network(network, params, grads, steps + 2, envs)
         self._envs = make_envs(spec, envs)
         self._observations = np.zeros((envs, *spec.observation_shape), np.float32)
         self._logits = np.zeros((steps, envs, spec.num_actions), np.float32)
@@ -108,7 +107,6 @@ class Agent:
         """Play n_steps in every environment; a single one stops at its episode's end (S3)."""
         config, network, logits, actions = self._config, self._network, self._logits, self._actions
         now = perf_counter()
-        network.refresh()
         noise = self.rng.gumbel(size=logits.shape)
         observations = self._observations
         ends: list[tuple[int, int]] = []  # (t, e) of every recorded episode's last step

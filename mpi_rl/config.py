@@ -81,11 +81,6 @@ class Config:
         "(Torch7, A3C) or normal with deviation 0.1 (Genkidama)",
         choices=("orthogonal", "uniform", "normal"),
     )
-    precision: str = _setting(
-        "float32",
-        "arithmetic of the atari networks; parameters and gradients are float32 in any case",
-        choices=("float32", "bfloat16"),
-    )
 
     # Learning
     n_steps: int = _setting(

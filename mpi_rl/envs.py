@@ -131,9 +131,9 @@ class AleGame:
         self._actions = self._games[0].getMinimalActionSet()
         self._rngs = [np.random.default_rng(0)] * num_envs
         height, width = self._games[0].getScreenDims()
-        self._frames = np.zeros((2, num_envs, height, width), np.uint8)
-        self._shrink = _Shrink(self._frames)
+        self._frames = np.zeros((num_envs, 2, height, width), np.uint8)
         self._observations = np.zeros((num_envs, FRAME_STACK, FRAME_SIZE, FRAME_SIZE), np.uint8)
+        self._shrinks = [_Shrink(*pair) for pair in zip(self._frames, self._observations[:, -1])]
         self._final_observations = np.zeros_like(self._observations)
         self._rewards = np.zeros(num_envs)
         self._terminated, self._truncated, self._over = np.zeros((3, num_envs), bool)
@@ -145,7 +145,6 @@ class AleGame:
         self._rngs = [np.random.default_rng(int(seed)) for seed in seeds]
         for e in range(len(self._games)):
             self._restart(e)
-        self._observations[:, -1] = self._shrink()
         return self._observations
 
     def _restart(self, e: int) -> None:
@@ -161,35 +160,36 @@ class AleGame:
             game.act(action)
             if game.game_over():
                 game.reset_game()
-        self._observations[e] = 0
         self._see(e, 0)
         self._see(e, 1)
+        self._observations[e] = 0
+        self._shrinks[e]()
 
     def _see(self, e: int, k: int) -> None:
         """Take the screen as frame k, 0 or 1, of the last two."""
-        self._games[e].getScreenGrayscale(self._frames[k, e])
+        self._games[e].getScreenGrayscale(self._frames[e, k])
         if self._colours is not None and e == 0:
             self._games[e].getScreenRGB(self._colours[k])
 
     def step(self, actions: np.ndarray) -> StepResult:
-        ended = [e for e, action in enumerate(actions.tolist()) if self._play(e, action)]
-        observations = self._observations
-        for i in range(FRAME_STACK - 1):
-            observations[:, i] = observations[:, i + 1]
-        observations[:, -1] = self._shrink()
-        if ended:
-            self._final_observations[ended] = observations[ended]
-            over = [e for e in ended if self._over[e]]
-            for e in over:
-                self._restart(e)
-            observations[over, -1] = self._shrink()[over]
+        any_ended = False
+        for e, (action, stack) in enumerate(zip(actions.tolist(), self._observations)):
+            ended = self._play(e, action)
+            for i in range(FRAME_STACK - 1):
+                stack[i] = stack[i + 1]
+            self._shrinks[e]()
+            if ended:
+                any_ended = True
+                self._final_observations[e] = stack
+                if self._over[e]:
+                    self._restart(e)
         return StepResult(
-            observations,
+            self._observations,
             self._rewards,
             self._terminated,
             self._truncated,
             self._over,
-            self._final_observations if ended else None,
+            self._final_observations if any_ended else None,
         )
 
     def _play(self, e: int, action: int) -> bool:
@@ -220,27 +220,22 @@ class AleGame:
 
 
 class _Shrink:
-    """Averages pairs of frames of (height, width) over areas down to (FRAME_SIZE, FRAME_SIZE)."""
+    """Averages the larger of two frames over areas: one picture of FRAME_SIZE x FRAME_SIZE."""
 
-    def __init__(self, frames: np.ndarray) -> None:
-        """Take the frames from (2, E, height, width) uint8, as they are at each call."""
-        _, num_envs, *size = frames.shape
-        self._frames, (self._rows, self._columns) = frames, map(_area_weights, size)
-        self._pictures = np.zeros((num_envs, FRAME_SIZE, FRAME_SIZE), np.uint8)
-        self._most = np.zeros(frames.shape[1:], np.uint8)
+    def __init__(self, frames: np.ndarray, picture: np.ndarray) -> None:
+        """Take the frames from (2, height, width) uint8, and write ``picture``, at each call."""
+        self._frames, self._picture = frames, picture
+        self._rows, self._columns = map(_area_weights, frames.shape[1:])
         if fused.AVAILABLE:
             taps = *_taps(self._rows), *_taps(self._columns)
-            self._run = fused.bound("shrink", num_envs, *size, *frames, self._pictures, *taps)
+            self._run = fused.bound("shrink", *frames.shape[1:], *frames, picture, *taps)
 
-    def __call__(self) -> np.ndarray:
-        """Return the pictures, (E, 84, 84) uint8, of each pair's maximum; a reused array."""
+    def __call__(self) -> None:
         if fused.AVAILABLE:
-            self._run()
-            return self._pictures
-        np.maximum(self._frames[0], self._frames[1], out=self._most)
-        averages = self._rows.T @ self._most.astype(np.float32) @ self._columns
-        np.copyto(self._pictures, np.rint(averages), casting="unsafe")
-        return self._pictures
+            return self._run()
+        most = np.maximum(*self._frames).astype(np.float32)
+        averages = self._rows.T @ most @ self._columns
+        np.copyto(self._picture, np.rint(averages), casting="unsafe")
 
 
 def _area_weights(size: int) -> np.ndarray:
@@ -252,11 +247,11 @@ def _area_weights(size: int) -> np.ndarray:
 
 
 def _taps(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return each average's first place, its weights from there on, and how many they are."""
+    """Return each average's first place, its weights from there on (by place), and their number."""
     count = int((weights > 0).sum(axis=0).max())
     first = np.minimum((weights > 0).argmax(axis=0), len(weights) - count)
     taken = np.take_along_axis(weights, first + np.arange(count)[:, None], axis=0)
-    return first.astype(np.int32), np.ascontiguousarray(taken.T), count
+    return first.astype(np.int32), taken, count
 
 
 def emulator(spec: EnvSpec, seed: int) -> "ale_py.ALEInterface":

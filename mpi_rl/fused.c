@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORS __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define VECTORS
 #endif
@@ -62,36 +62,34 @@ VECTORS void momentum_sgd(size_t n, float *restrict params, float *restrict velo
     }
 }
 
-/* Pictures of 84 x 84 from n pairs of frames of height x width: the larger of each pair of bytes,
-   averaged over areas. Result row i is the sum of row_taps rows from row_start[i] on, times
-   row_weights[i * row_taps ...]; columns likewise. */
+/* A picture of 84 x 84 from two frames of height x width: the larger of each pair of bytes, averaged
+   over areas. Result row i is the sum over k < row_taps of the rows row_start[i] + k, times
+   row_weights[k * SIDE + i]; columns likewise. */
 
 enum { SIDE = 84, WIDEST = 256 };
 
-VECTORS void shrink(size_t n, size_t height, size_t width, const uint8_t *first,
-                    const uint8_t *second, uint8_t *pictures, const int32_t *row_start,
-                    const float *row_weights, size_t row_taps, const int32_t *column_start,
-                    const float *column_weights, size_t column_taps)
+VECTORS void shrink(size_t height, size_t width, const uint8_t *first, const uint8_t *second,
+                    uint8_t *picture, const int32_t *row_start, const float *row_weights,
+                    size_t row_taps, const int32_t *column_start, const float *column_weights,
+                    size_t column_taps)
 {
-    float row[WIDEST];
-    for (size_t p = 0; p < n; p++, first += height * width, second += height * width) {
-        for (size_t i = 0; i < SIDE; i++, pictures += SIDE) {
+    float row[WIDEST], line[SIDE];
+    for (size_t i = 0; i < SIDE; i++, picture += SIDE) {
+        for (size_t x = 0; x < width; x++)
+            row[x] = 0;
+        for (size_t k = 0; k < row_taps; k++) {
+            const uint8_t *a = first + (row_start[i] + k) * width;
+            const uint8_t *b = second + (row_start[i] + k) * width;
+            float weight = row_weights[k * SIDE + i];
             for (size_t x = 0; x < width; x++)
-                row[x] = 0;
-            for (size_t k = 0; k < row_taps; k++) {
-                const uint8_t *a = first + (row_start[i] + k) * width;
-                const uint8_t *b = second + (row_start[i] + k) * width;
-                float weight = row_weights[i * row_taps + k];
-                for (size_t x = 0; x < width; x++)
-                    row[x] += weight * (a[x] > b[x] ? a[x] : b[x]);
-            }
-            for (size_t j = 0; j < SIDE; j++) {
-                const float *from = row + column_start[j];
-                float sum = 0;
-                for (size_t k = 0; k < column_taps; k++)
-                    sum += column_weights[j * column_taps + k] * from[k];
-                pictures[j] = (uint8_t)rintf(sum);
-            }
+                row[x] += weight * (a[x] > b[x] ? a[x] : b[x]);
         }
+        for (size_t j = 0; j < SIDE; j++)
+            line[j] = 0;
+        for (size_t k = 0; k < column_taps; k++)
+            for (size_t j = 0; j < SIDE; j++)
+                line[j] += column_weights[k * SIDE + j] * row[column_start[j] + k];
+        for (size_t j = 0; j < SIDE; j++)
+            picture[j] = (uint8_t)rintf(line[j]);
     }
 }

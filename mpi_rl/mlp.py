@@ -1,4 +1,4 @@
-"""Fully connected actor-critic networks in NumPy: for such small ones faster than torch."""
+"""Fully connected actor-critic networks in NumPy."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Mlp:
         self._inputs = np.zeros((num_times, num_envs, *spec.observation_shape), np.float32)
         parts: dict[str, list[_Layer]] = {"trunk": [], "policy": [], "value": []}
         for layer, ours, theirs in zip(layers(spec), views(spec, params), views(spec, grads)):
-            outputs = np.zeros((num_times, num_envs, layer.shape[0]), np.float32)
+            outputs = np.zeros((num_times, num_envs, layer.outputs), np.float32)
             parts[layer.part].append(_Layer(*ours, *theirs, outputs))
         self._trunk, self._policy, self._value = parts.values()
         self._features = self._trunk[-1].outputs if self._trunk else self._inputs
@@ -50,9 +50,6 @@ class Mlp:
             ]
             for t in range(num_times)
         ]
-
-    def refresh(self) -> None:
-        """Do nothing: the layers are views of the parameters."""
 
     def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
         """See ``networks.Network``."""

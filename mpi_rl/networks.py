@@ -4,7 +4,6 @@ The vector belongs to the caller (the server's parameters, a worker's slot). ``m
 compute with it, and write gradients into another such vector.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -37,24 +36,31 @@ class Layer(NamedTuple):
     """One layer: its place in the vector is its place in ``layers``, the weight before the bias."""
 
     part: str  # "trunk", "policy" or "value"
-    shape: tuple[int, ...]  # of the weight: (out, in) or, of a convolution, (out, in, side, side)
-    stride: int  # of a convolution, else 0
+    inputs: int  # numbers or, of a convolution, channels
+    outputs: int  # likewise
+    side: int = 0  # of a convolution's kernel, else 0
+    stride: int = 0  # likewise
 
     @property
     def fan_in(self) -> int:
         """How many numbers go into one of the layer's outputs."""
-        return math.prod(self.shape[1:])
+        return self.inputs * (self.side**2 or 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape: (out, in) or, of a convolution, (side, side, in, out)."""
+        if self.side:
+            return self.side, self.side, self.inputs, self.outputs
+        return self.outputs, self.inputs
 
 
 class Network(Protocol):
     """A network at work on a rollout: E environments at each of the times 0, 1, 2, ...
 
-    What ``logits`` computes at a time is kept until that time comes again, so that the gradient of
+    Its layers are views of the caller's vector, whose values may change between rollouts. What
+    ``logits`` computes at a time is kept until that time comes again, so that the gradient of
     a rollout needs no second forward pass.
     """
-
-    def refresh(self) -> None:
-        """Take note that the parameters have changed."""
 
     def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
         """Return the policy's (E, num_actions) for observations (E, *shape); a reused array."""
@@ -89,50 +95,46 @@ def layers(spec: NetworkSpec) -> list[Layer]:
     """Return the layers of a network, in the order in which the vector holds them."""
     if spec.network != "mlp":
         trunk = list((_atari_2013 if spec.network == "atari_2013" else _atari_2015)(spec))
-        features = trunk[-1].shape[0]
-        heads = [
-            Layer(part, (size, features), 0)
-            for part, size in (("policy", spec.num_actions), ("value", 1))
-        ]
-        return trunk + heads
+        features = trunk[-1].outputs
+        return trunk + [Layer("policy", features, spec.num_actions), Layer("value", features, 1)]
     widths = [*spec.observation_shape, *spec.hidden_sizes]
-    hidden = list(zip(widths[1:], widths[:-1]))
-    trunk = [] if spec.separate_trunks else [Layer("trunk", shape, 0) for shape in hidden]
-    for part, size in (("policy", spec.num_actions), ("value", 1)):
+    hidden = list(zip(widths[:-1], widths[1:]))
+    trunk = [] if spec.separate_trunks else [Layer("trunk", *sizes) for sizes in hidden]
+    for part, outputs in (("policy", spec.num_actions), ("value", 1)):
         own = hidden if spec.separate_trunks else []
-        trunk += [Layer(part, shape, 0) for shape in [*own, (size, widths[-1])]]
+        trunk += [Layer(part, *sizes) for sizes in [*own, (widths[-1], outputs)]]
     return trunk
 
 
 def _atari_2013(spec: NetworkSpec) -> Iterator[Layer]:
     """Mnih et al. 2013, which the A3C paper uses: images of 84 x 84 become 9 x 9."""
-    yield Layer("trunk", (16, spec.observation_shape[0], 8, 8), 4)
-    yield Layer("trunk", (32, 16, 4, 4), 2)
-    yield Layer("trunk", (256, 9 * 9 * 32), 0)
+    yield Layer("trunk", spec.observation_shape[0], 16, side=8, stride=4)
+    yield Layer("trunk", 16, 32, side=4, stride=2)
+    yield Layer("trunk", 9 * 9 * 32, 256)
 
 
 def _atari_2015(spec: NetworkSpec) -> Iterator[Layer]:
     """Mnih et al. 2015: images of 84 x 84 become 7 x 7."""
-    yield Layer("trunk", (32, spec.observation_shape[0], 8, 8), 4)
-    yield Layer("trunk", (64, 32, 4, 4), 2)
-    yield Layer("trunk", (64, 64, 3, 3), 1)
-    yield Layer("trunk", (512, 7 * 7 * 64), 0)
+    yield Layer("trunk", spec.observation_shape[0], 32, side=8, stride=4)
+    yield Layer("trunk", 32, 64, side=4, stride=2)
+    yield Layer("trunk", 64, 64, side=3, stride=1)
+    yield Layer("trunk", 7 * 7 * 64, 512)
 
 
 def num_params(spec: NetworkSpec) -> int:
     """Return P, the size of the flat parameter vector."""
-    return sum(layer.shape[0] * (layer.fan_in + 1) for layer in layers(spec))
+    return sum(layer.outputs * (layer.fan_in + 1) for layer in layers(spec))
 
 
 def views(spec: NetworkSpec, vector: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return each layer's weight and bias as views of ``vector``, (P,)."""
     found, offset = [], 0
     for layer in layers(spec):
-        end = offset + layer.shape[0] * layer.fan_in
-        weight, bias = vector[offset:end].reshape(layer.shape), vector[end : end + layer.shape[0]]
+        end = offset + layer.outputs * layer.fan_in
+        weight, bias = vector[offset:end].reshape(layer.shape), vector[end : end + layer.outputs]
         assert np.shares_memory(weight, vector)
         found.append((weight, bias))
-        offset = end + layer.shape[0]
+        offset = end + layer.outputs
     assert offset == vector.size, f"{vector.size} parameters given, {offset} needed"
     return found
 
@@ -153,7 +155,8 @@ def initial_params(spec: NetworkSpec, seed: int) -> np.ndarray:
             is_last = [other.part for other in stack[i + 1 : i + 2]] != [layer.part]
             head = layer.part != "trunk" and is_last
             gain = GAINS[layer.part if head else spec.activation]
-            weight[:] = gain * _orthogonal(rng, layer.shape[0], layer.fan_in).reshape(layer.shape)
+            matrix = gain * _orthogonal(rng, layer.outputs, layer.fan_in)
+            weight[:] = (matrix.T if layer.side else matrix).reshape(layer.shape)
     return params
 
 

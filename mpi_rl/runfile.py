@@ -29,7 +29,7 @@ import numpy as np
 SCHEMA = "mpi_rl run"
 COLLECTION_SCHEMA = "mpi_rl collection"
 BENCH_SCHEMA = "mpi_rl bench"
-SCHEMA_VERSION = 2  # of both; 2: the Atari networks' hidden layer sees channels last
+SCHEMA_VERSION = 3  # of both; since 3 convolutions' weights are (side, side, in, out)
 REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"

@@ -45,7 +45,7 @@ def serve(
     def show(last: bool = False) -> None:
         progress.show(recorder.moment(len(active)), last)
 
-    active, backoff, shown = set(range(link.num_workers)), Backoff(spin), perf_counter()
+    active, backoff, shown = set(range(link.num_workers)), Backoff(spin, link.bell), perf_counter()
     stop = _Stop(stop_requested, recorder)
     stop.save()
     show()  # speed is measured from here on

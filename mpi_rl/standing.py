@@ -19,8 +19,6 @@ def task_of(config: Config) -> EnvSpec:
             f"network = {config.network!r} does not take the observations of env = {config.env!r},"
             f" of shape {spec.observation_shape}: must be {right}"
         )
-    if config.precision != "float32" and config.network == "mlp":
-        raise ValueError(f"precision = {config.precision!r}: must be float32 for network = 'mlp'")
     return spec
 
 

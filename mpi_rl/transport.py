@@ -9,20 +9,25 @@ A worker's slot is one stretch of memory, ``reply | params[P] | header | grads[P
 Between its push and the reply a worker waits, so the server reads and writes the slot undisturbed:
 nothing is torn, and the version that a worker holds is exact. Waits test and sleep, because a
 blocking MPI call spins, and with more ranks than cores it would eat the cores that should compute.
+Ranks on the server's node are woken by a bell; others look again after ever longer sleeps.
 """
 
 import enum
 import itertools
 import os
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
 
+from mpi_rl.bell import Bell
+
 SERVER = 0  # its rank; worker w (0-based) is rank w + 1
 SLEEP_FIRST_S, SLEEP_LAST_S = 20e-6, 1e-3
+BELL_S = 10e-3  # between two looks of who relies on a bell
 FAILURE_WAIT_S = 4.0  # a failed worker gives the server this long to save the run and end all ranks
 _ALIGNMENT = 64
 
@@ -81,25 +86,32 @@ def header_dtype(max_episodes: int) -> np.dtype:
 
 
 class Backoff:
-    """Ever longer sleeps, SLEEP_FIRST_S to SLEEP_LAST_S; none at all with ``spin``."""
+    """Ever longer sleeps, SLEEP_FIRST_S to SLEEP_LAST_S; none at all with ``spin``.
 
-    def __init__(self, spin: bool = False) -> None:
-        self._spin, self._pause = spin, SLEEP_FIRST_S
+    A ``bell`` ends them early; once it can be trusted, they last BELL_S.
+    """
+
+    def __init__(self, spin: bool = False, bell: Bell | None = None) -> None:
+        self._spin, self._bell, self._pause = spin, bell, SLEEP_FIRST_S
 
     def sleep(self) -> None:
         """Sleep, twice as long as the time before."""
-        if not self._spin:
+        if self._spin:
+            return
+        if self._bell:
+            self._bell.wait(BELL_S if self._bell.is_trusted else self._pause)
+        else:
             time.sleep(self._pause)
-            self._pause = min(2 * self._pause, SLEEP_LAST_S)
+        self._pause = min(2 * self._pause, SLEEP_LAST_S)
 
     def reset(self) -> None:
         """Start again from the shortest sleep."""
         self._pause = SLEEP_FIRST_S
 
 
-def wait_until(done: Callable[[], object], spin: bool = False) -> None:
+def wait_until(done: Callable[[], object], spin: bool = False, bell: Bell | None = None) -> None:
     """Call ``done`` until it is true, with a ``Backoff`` in between."""
-    backoff = Backoff(spin)
+    backoff = Backoff(spin, bell)
     while not done():
         backoff.sleep()
 
@@ -145,7 +157,11 @@ class _Link:
         self._node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank))
         self._near = not by_message and self._node.allreduce(comm.rank, MPI.MIN) == SERVER
         self._window: MPI.Win | None = None
+        self.bell: Bell | None = None
+        token = comm.bcast(uuid.uuid4().hex)
         if self._near:
+            ringers = range(1, comm.size) if comm.rank == SERVER else [SERVER]
+            self.bell = Bell(token, comm.rank, ringers)
             self._window = MPI.Win.Allocate_shared(
                 0 if comm.rank == SERVER else slot_bytes, 1, comm=self._node
             )
@@ -167,6 +183,8 @@ class _Link:
         if self._window is not None:
             self._window.Unlock_all()
             self._window.Free()
+        if self.bell:
+            self.bell.close()
         self._node.Free()
 
 
@@ -196,10 +214,12 @@ class WorkerLink(_Link):
         """Send the header (and grads); both belong to the link until ``pull`` returns."""
         self._sync()
         MPI.Prequest.Startall(self._requests)
+        if self.bell:
+            self.bell.ring(SERVER)
 
     def pull(self) -> np.void:
         """Wait for the answer to the push, the reply (and params), and return the reply."""
-        wait_until(lambda: MPI.Request.Testall(self._requests), self._spin)
+        wait_until(lambda: MPI.Request.Testall(self._requests), self._spin, self.bell)
         self._sync()
         return self.reply
 
@@ -280,6 +300,8 @@ class ServerLink(_Link):
             self._receives[worker].Start()
         self._sync()
         self._sends[worker].Start()
+        if self.bell:
+            self.bell.ring(worker + 1)
 
     def close(self) -> None:
         """Leave together with all ranks, once every worker has been told to stop."""

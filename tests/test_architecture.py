@@ -22,6 +22,7 @@ ROWS = {
     "inspect": 2,
     "mlp": 2,
     "convnet": 2,
+    "torchnet": 2,
     "standing": 2,
     "config": 1,
     "envs": 1,
@@ -34,13 +35,14 @@ ROWS = {
     "runfile": 1,
     "progress": 1,
     "fused": 0,
+    "bell": 0,
     "timing": 0,
     "__init__": 0,
 }
 HOMES = {
     "mpi4py": {"transport", "bench_ranks", "bench_imports", "__main__"},
     "h5py": {"runfile"},
-    "torch": {"convnet", "bench_imports"},
+    "torch": {"torchnet", "bench_imports"},
     "gymnasium": {"envs"},
     "ale_py": {"envs", "bench_imports"},
     "rich": {"progress"},

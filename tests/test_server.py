@@ -27,6 +27,8 @@ CONFIG = Config(
 class ScriptedLink:
     """Workers that push a gradient of ones again and again, in turns given by ``order``."""
 
+    bell = None
+
     def __init__(self, num_workers, order, num_params=2):
         self.num_workers, self._order = num_workers, iter(order)
         self._headers = [

@@ -1,0 +1,58 @@
+import uuid
+
+import pytest
+
+from mpi_rl.bell import Bell
+
+LONG_S = 60.0  # the test would take so long if a ring were not heard
+
+
+@pytest.fixture
+def bells():
+    token = uuid.uuid4().hex
+    made = [Bell(token, 0, [1, 2]), Bell(token, 1, [0]), Bell(token, 2, [0])]
+    yield made
+    for bell in made:
+        bell.close()
+
+
+def test_a_ring_ends_a_wait_also_when_it_came_before(bells):
+    server, first, _ = bells
+    first.ring(0)
+    server.wait(LONG_S)
+    server.ring(1)
+    first.wait(LONG_S)
+
+
+def test_all_rings_until_now_are_one(bells):
+    server, first, second = bells
+    for bell in (first, second, first):
+        bell.ring(0)
+    server.wait(LONG_S)
+    server.wait(0.01)  # returns as nobody rings
+    assert server.is_trusted
+
+
+def test_a_bell_is_trusted_once_all_ringers_were_heard(bells):
+    server, first, second = bells
+    first.ring(0)
+    server.wait(LONG_S)
+    assert not server.is_trusted
+    second.ring(0)
+    server.wait(LONG_S)
+    assert server.is_trusted and not first.is_trusted
+
+
+def test_ringing_never_waits_and_never_fails(bells):
+    server, first, _ = bells
+    first.ring(7)  # nobody's
+    for _ in range(10_000):  # more than a socket holds
+        first.ring(0)
+    server.wait(LONG_S)
+    server.close()
+    first.ring(0)
+
+
+def test_two_bells_of_one_name_are_refused(bells):
+    with pytest.raises(OSError):
+        Bell(bells[0]._token, 0, [])
