@@ -136,24 +136,28 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
             params,
             rule.statistics,
         )
-        began, cpu = time.perf_counter(), time.process_time()
+        began = time.perf_counter()
+        settled: list[float] = []  # when half of the time is over, and the CPU time used until then
 
         def stop_requested() -> str:
-            return "time" if time.perf_counter() - began > seconds else ""
+            now = time.perf_counter()
+            if now - began > seconds / 2 and not settled:
+                settled.extend((now, time.process_time()))
+            return "time" if now - began > seconds else ""
 
         with redirect_stdout(nowhere):
             serve(server, params, rule, record, Progress("bench"), config, stop_requested)
-        cpu, elapsed = time.process_time() - cpu, time.perf_counter() - began
+        now, cpu = time.perf_counter(), time.process_time()
     server.close()
     waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])
     found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}
-    rate = record.version / elapsed
+    rate = record.version / (now - began)
     return {
         "pushes_per_s": rate,
         "bytes_per_s": rate * 8 * num_params,
         "limit": 1 / copies_s if copies_s else 0.0,
         "ratio": rate * copies_s,
-        "cpu": cpu / elapsed,
+        "cpu": (cpu - settled[1]) / (now - settled[0]),
         **found,
     }
 

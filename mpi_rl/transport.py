@@ -27,7 +27,7 @@ from mpi_rl.bell import Bell
 
 SERVER = 0  # its rank; worker w (0-based) is rank w + 1
 SLEEP_FIRST_S, SLEEP_LAST_S = 20e-6, 1e-3
-BELL_S = 10e-3  # between two looks of who relies on a bell
+BELL_S = 20e-3  # between two looks of who relies on a bell
 FAILURE_WAIT_S = 4.0  # a failed worker gives the server this long to save the run and end all ranks
 _ALIGNMENT = 64
 
@@ -88,7 +88,7 @@ def header_dtype(max_episodes: int) -> np.dtype:
 class Backoff:
     """Ever longer sleeps, SLEEP_FIRST_S to SLEEP_LAST_S; none at all with ``spin``.
 
-    A ``bell`` ends them early; once it can be trusted, they last BELL_S.
+    A ``bell`` ends them early; if it can be trusted, they last BELL_S.
     """
 
     def __init__(self, spin: bool = False, bell: Bell | None = None) -> None:
@@ -157,11 +157,15 @@ class _Link:
         self._node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank))
         self._near = not by_message and self._node.allreduce(comm.rank, MPI.MIN) == SERVER
         self._window: MPI.Win | None = None
+        token = uuid.uuid4().hex
         self.bell: Bell | None = None
-        token = comm.bcast(uuid.uuid4().hex)
+        if comm.rank == SERVER and not by_message:
+            self.bell = Bell(token, SERVER)
+        token = comm.bcast(token)  # the server has its bell: workers may ring it from here on
+        if comm.rank != SERVER and self._near:
+            self.bell = Bell(token, comm.rank)
+            self.bell.is_trusted = self.bell.ring(SERVER)
         if self._near:
-            ringers = range(1, comm.size) if comm.rank == SERVER else [SERVER]
-            self.bell = Bell(token, comm.rank, ringers)
             self._window = MPI.Win.Allocate_shared(
                 0 if comm.rank == SERVER else slot_bytes, 1, comm=self._node
             )
@@ -208,7 +212,7 @@ class WorkerLink(_Link):
             comm.Send_init([up, MPI.BYTE], SERVER, Tag.PUSH),
             comm.Recv_init([down, MPI.BYTE], SERVER, Tag.REPLY),
         ]
-        comm.gather((self._near, node_name()), root=SERVER)
+        comm.gather((self._near, node_name(), self.bell and self.bell.is_trusted), root=SERVER)
 
     def push(self) -> None:
         """Send the header (and grads); both belong to the link until ``pull`` returns."""
@@ -250,13 +254,15 @@ class ServerLink(_Link):
     ) -> None:
         super().__init__(comm, 0, by_message)
         self.num_workers = comm.size - 1
-        gathered = comm.gather((self._near, node_name()), root=SERVER) or []
+        _, *gathered = comm.gather(None) or [None]
         # Each worker's node and transport, as the run file has them.
-        self.places = [(node, "window" if near else "message") for near, node in gathered[1:]]
+        self.places = [(node, "window" if near else "message") for near, node, _ in gathered]
+        if self.bell:
+            self.bell.is_trusted = all(rings for _, _, rings in gathered)
         self._slots, self._receives, self._sends = [], [], []
         node_ranks = itertools.count(1)  # of the workers in the window, which keep their order
-        for rank, (near, _) in enumerate(gathered[1:], start=1):
-            slot = Slot(num_params, max_episodes)
+        for rank, (near, _, _) in enumerate(gathered, start=1):
+            slot = Slot(0 if near else num_params, max_episodes)
             if near:  # the vectors are the worker's own; header and reply, being sent, are not
                 shared = Slot(num_params, max_episodes, self._memory(next(node_ranks)))
                 slot.params, slot.grads = shared.params, shared.grads
