@@ -137,27 +137,29 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
             rule.statistics,
         )
         began = time.perf_counter()
-        settled: list[float] = []  # when half of the time is over, and the CPU time used until then
+        halves: list[tuple[float, float]] = (
+            []
+        )  # when each is over, and the CPU time used until then
 
         def stop_requested() -> str:
             now = time.perf_counter()
-            if now - began > seconds / 2 and not settled:
-                settled.extend((now, time.process_time()))
-            return "time" if now - began > seconds else ""
+            if now - began > seconds / 2 * (1 + len(halves)):
+                halves.append((now, time.process_time()))
+            return "time" if len(halves) == 2 else ""
 
         with redirect_stdout(nowhere):
             serve(server, params, rule, record, Progress("bench"), config, stop_requested)
-        now, cpu = time.perf_counter(), time.process_time()
+        elapsed = time.perf_counter() - began
     server.close()
     waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])
     found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}
-    rate = record.version / (now - began)
+    rate = record.version / elapsed
     return {
         "pushes_per_s": rate,
         "bytes_per_s": rate * 8 * num_params,
         "limit": 1 / copies_s if copies_s else 0.0,
         "ratio": rate * copies_s,
-        "cpu": (cpu - settled[1]) / (now - settled[0]),
+        "cpu": (halves[1][1] - halves[0][1]) / (halves[1][0] - halves[0][0]),
         **found,
     }
 
