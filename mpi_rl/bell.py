@@ -32,15 +32,16 @@ class Bell:
             return False
         return True
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until somebody rings, or for so long."""
+    def wait(self, seconds: float) -> bool:
+        """Sleep until somebody rings, or for so long; say whether somebody did."""
         if not self._poll.poll(1e3 * seconds):
-            return
+            return False
         try:
             while self._socket.recv(1):
                 pass
         except BlockingIOError:
             pass
+        return True
 
     def close(self) -> None:
         """Take the bell down."""

@@ -88,25 +88,30 @@ def header_dtype(max_episodes: int) -> np.dtype:
 class Backoff:
     """Ever longer sleeps, SLEEP_FIRST_S to SLEEP_LAST_S; none at all with ``spin``.
 
-    A ``bell`` ends them early; if it can be trusted, they last BELL_S.
+    A ``bell`` ends them early. If it can be trusted, they last BELL_S; but what has rung may take
+    another look or two to arrive, so after a ring they are short again.
     """
 
     def __init__(self, spin: bool = False, bell: Bell | None = None) -> None:
-        self._spin, self._bell, self._pause = spin, bell, SLEEP_FIRST_S
+        self._spin, self._bell = spin, bell
+        trusts = bell is not None and bell.is_trusted
+        self._first, self._last = (BELL_S, BELL_S) if trusts else (SLEEP_FIRST_S, SLEEP_LAST_S)
+        self._pause = self._first
 
     def sleep(self) -> None:
         """Sleep, twice as long as the time before."""
         if self._spin:
             return
-        if self._bell:
-            self._bell.wait(BELL_S if self._bell.is_trusted else self._pause)
-        else:
+        if self._bell and self._bell.wait(self._pause):
+            self._pause = SLEEP_FIRST_S
+            return
+        if not self._bell:
             time.sleep(self._pause)
-        self._pause = min(2 * self._pause, SLEEP_LAST_S)
+        self._pause = min(2 * self._pause, self._last)
 
     def reset(self) -> None:
-        """Start again from the shortest sleep."""
-        self._pause = SLEEP_FIRST_S
+        """Start again from the first sleep."""
+        self._pause = self._first
 
 
 def wait_until(done: Callable[[], object], spin: bool = False, bell: Bell | None = None) -> None:

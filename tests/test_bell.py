@@ -19,17 +19,17 @@ def bells():
 def test_a_ring_ends_a_wait_also_when_it_came_before(bells):
     server, first, _ = bells
     first.ring(0)
-    server.wait(LONG_S)
+    assert server.wait(LONG_S)
     server.ring(1)
-    first.wait(LONG_S)
+    assert first.wait(LONG_S)
 
 
 def test_all_rings_until_now_are_one(bells):
     server, first, second = bells
     for bell in (first, second, first):
         bell.ring(0)
-    server.wait(LONG_S)
-    server.wait(0.01)  # returns as nobody rings
+    assert server.wait(LONG_S)
+    assert not server.wait(0.01)
 
 
 def test_ringing_never_waits_and_tells_who_has_a_bell(bells):
