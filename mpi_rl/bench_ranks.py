@@ -137,9 +137,7 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
             rule.statistics,
         )
         began = time.perf_counter()
-        halves: list[tuple[float, float]] = (
-            []
-        )  # when each is over, and the CPU time used until then
+        halves: list[tuple[float, float]] = []  # when each was over; CPU seconds used until then
 
         def stop_requested() -> str:
             now = time.perf_counter()

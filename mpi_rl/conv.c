@@ -102,7 +102,7 @@ VECTORS void conv_forward(size_t n, const Shape *s, const void *images, const fl
             product(width, s->outputs, down, planes, run, from + y * s->stride * pitch,
                     s->stride * s->channels, kernel, outputs, s->outputs);
             for (size_t x = 0; x < width * s->outputs; x++)
-                outputs[x] = outputs[x] > 0 ? outputs[x] : 0;
+                outputs[x] = outputs[x] < 0 ? 0 : outputs[x]; /* nan stays nan */
         }
     }
 }
@@ -151,5 +151,5 @@ VECTORS void conv_image_grads(size_t n, const Shape *s, const float *turned, con
 VECTORS void relu_grads(size_t n, const float *restrict outputs, float *restrict grads)
 {
     for (size_t i = 0; i < n; i++)
-        grads[i] = outputs[i] > 0 ? grads[i] : 0;
+        grads[i] = outputs[i] <= 0 ? 0 : grads[i];
 }

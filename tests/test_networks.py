@@ -108,6 +108,14 @@ def test_a_rollout_allocates_nothing_of_the_parameters_size():
     assert 0 < most < params.nbytes / 10
 
 
+def test_parameters_that_are_not_finite_are_not_hidden():
+    this = atari("atari_2013")
+    params = initial_params(this, 1)
+    network = make_network(this, params, np.zeros_like(params), 1, 1)
+    views(this, params)[0][0][:] = np.nan
+    assert np.isnan(network.logits(0, observations(this, 1))).all()
+
+
 def test_a_time_is_forgotten_only_when_it_comes_again():
     this = spec()
     params = initial_params(this, 0)
