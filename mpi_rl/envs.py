@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 VECTOR_TASKS = ("CartPole-v1", "LunarLander-v3")
 FRAME_SKIP = 4  # emulator frames per step: Mnih et al. 2013 and every study here
 FRAME_STACK, FRAME_SIZE = 4, 84
+COLUMN_TAPS = 4  # of fused.c
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,10 @@ class AleGame:
         self._actions = self._games[0].getMinimalActionSet()
         self._rngs = [np.random.default_rng(0)] * num_envs
         height, width = self._games[0].getScreenDims()
-        self._frames = np.zeros((num_envs, 2, height, width), np.uint8)
         self._observations = np.zeros((num_envs, FRAME_STACK, FRAME_SIZE, FRAME_SIZE), np.uint8)
-        self._shrinks = [_Shrink(*pair) for pair in zip(self._frames, self._observations[:, -1])]
+        frames = np.zeros((2, height, width), np.uint8)  # of the game at play
+        self._grey = _Grey(frames)
+        self._shrinks = [_Shrink(frames, stack[-1]) for stack in self._observations]
         self._final_observations = np.zeros_like(self._observations)
         self._rewards = np.zeros(num_envs)
         self._terminated, self._truncated, self._over = np.zeros((3, num_envs), bool)
@@ -167,7 +169,7 @@ class AleGame:
 
     def _see(self, e: int, k: int) -> None:
         """Take the screen as frame k, 0 or 1, of the last two."""
-        self._games[e].getScreenGrayscale(self._frames[e, k])
+        self._grey(self._games[e], k)
         if self._colours is not None and e == 0:
             self._games[e].getScreenRGB(self._colours[k])
 
@@ -203,6 +205,8 @@ class AleGame:
                 self._see(e, frame % 2)
             if over:
                 break
+        if frame < FRAME_SKIP - 1:
+            self._see(e, 1 - frame % 2)
         truncated = over and game.game_truncated()
         lost = self._spec.life_loss_terminates and game.lives() < lives
         terminated = lost or (over and not truncated)
@@ -219,6 +223,30 @@ class AleGame:
         del self._games
 
 
+class _Grey:
+    """Writes an emulator's screen into one of two frames as getScreenGrayscale does, but faster."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        """Take the frames, (2, height, width) uint8."""
+        self._frames, self._screens = frames, np.zeros_like(frames)
+        self._greys = np.full(256, 256, np.uint16)  # by colour; 256: not known yet
+        self._greys[0] = 0  # black, as screens and frames begin
+        if fused.AVAILABLE:
+            first, second = zip(self._screens, frames)
+            self._runs = [
+                fused.bound("grey", *frames[0].shape, self._greys, *pair)
+                for pair in ((*first, *second), (*second, *first))
+            ]
+
+    def __call__(self, game: "ale_py.ALEInterface", k: int) -> None:
+        if fused.AVAILABLE:
+            game.getScreen(self._screens[k])
+            if self._runs[k]():
+                return
+        game.getScreenGrayscale(self._frames[k])
+        self._greys[self._screens[k]] = self._frames[k]
+
+
 class _Shrink:
     """Averages the larger of two frames over areas: one picture of FRAME_SIZE x FRAME_SIZE."""
 
@@ -227,8 +255,11 @@ class _Shrink:
         self._frames, self._picture = frames, picture
         self._rows, self._columns = map(_area_weights, frames.shape[1:])
         if fused.AVAILABLE:
-            taps = *_taps(self._rows), *_taps(self._columns)
-            self._run = fused.bound("shrink", *frames.shape[1:], *frames, picture, *taps)
+            row_taps = int((self._rows > 0).sum(axis=0).max())
+            rows, columns = _taps(self._rows, row_taps), _taps(self._columns, COLUMN_TAPS)
+            self._run = fused.bound(
+                "shrink", *frames.shape[1:], *frames, picture, *rows, row_taps, *columns
+            )
 
     def __call__(self) -> None:
         if fused.AVAILABLE:
@@ -246,12 +277,12 @@ def _area_weights(size: int) -> np.ndarray:
     return np.maximum(overlap * FRAME_SIZE / size, 0).astype(np.float32)
 
 
-def _taps(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return each average's first place, its weights from there on (by place), and their number."""
-    count = int((weights > 0).sum(axis=0).max())
+def _taps(weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each average's first place, and the weights of ``count`` places from there on."""
     first = np.minimum((weights > 0).argmax(axis=0), len(weights) - count)
-    taken = np.take_along_axis(weights, first + np.arange(count)[:, None], axis=0)
-    return first.astype(np.int32), taken, count
+    taken = weights[first[:, None] + np.arange(count), np.arange(FRAME_SIZE)[:, None]]
+    assert np.allclose(taken.sum(axis=1), 1), "more places than fused.c can take"
+    return first.astype(np.int32), taken
 
 
 def emulator(spec: EnvSpec, seed: int) -> "ale_py.ALEInterface":

@@ -20,12 +20,15 @@ _LIBRARY = _load()
 AVAILABLE = _LIBRARY is not None
 
 
-def bound(name: str, *arguments: np.ndarray | int | float) -> Callable[[], None]:
-    """Return C function ``name`` with its arguments: arrays by address, int as size_t."""
+def bound(name: str, *arguments: np.ndarray | int | float) -> Callable[[], int]:
+    """Return C function ``name`` with its arguments: arrays by address, int as size_t.
+
+    What it returns means nothing unless the function gives an int.
+    """
     function, words = getattr(_LIBRARY, name), [_as_c(argument) for argument in arguments]
 
-    def call(alive: object = arguments) -> None:  # the arrays live as long as their addresses
-        function(*words)
+    def call(alive: object = arguments) -> int:  # the arrays live as long as their addresses
+        return int(function(*words))
 
     return call
 
