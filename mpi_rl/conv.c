@@ -189,26 +189,29 @@ VECTORS void conv_weight_grads(size_t n, const Shape *s, const void *images, con
     }
 }
 
-/* The gradient by images of one plane, from the same. turned is the kernel, side x outputs x
-   (side * channels). */
-VECTORS void conv_image_grads(size_t n, const Shape *s, const float *turned, const float *grads,
-                              float *image_grads)
+/* grads = 0 where the outputs of a ReLU are: the gradient by what it was given. */
+VECTORS void relu_grads(size_t n, const float *restrict outputs, float *restrict grads)
+{
+    for (size_t i = 0; i < n; i++)
+        grads[i] = outputs[i] <= 0 ? 0 : grads[i];
+}
+
+/* The gradient by images of one plane, before the ReLU that made them, from the same. turned is the
+   kernel, side x outputs x (side * channels). */
+VECTORS void conv_image_grads(size_t n, const Shape *s, const float *images, const float *turned,
+                              const float *grads, float *image_grads)
 {
     size_t height = RESULTS(s, height), width = RESULTS(s, width), pitch = PITCH(s);
     size_t run = s->side * s->channels;
     Run outputs = {0, 0, s->outputs};
-    memset(image_grads, 0, n * SIZE(s) * sizeof *image_grads);
-    for (size_t i = 0; i < n; i++, image_grads += SIZE(s))
+    for (size_t i = 0; i < n; i++, images += SIZE(s), image_grads += SIZE(s)) {
+        memset(image_grads, 0, SIZE(s) * sizeof *image_grads);
         for (size_t y = 0; y < height; y++, grads += width * s->outputs)
             for (size_t k = 0; k < s->side; k++)
                 product(width, run, 1, &outputs, 1, run, grads, s->outputs,
                         turned + k * s->outputs * run, image_grads + (y * s->stride + k) * pitch,
                         s->stride * s->channels);
-}
-
-/* The gradient by what a ReLU was given, in place, from its outputs and the gradient by them. */
-VECTORS void relu_grads(size_t n, const float *restrict outputs, float *restrict grads)
-{
-    for (size_t i = 0; i < n; i++)
-        grads[i] = outputs[i] <= 0 ? 0 : grads[i];
+        for (size_t x = 0; x < SIZE(s); x++)
+            image_grads[x] = images[x] <= 0 ? 0 : image_grads[x];
+    }
 }

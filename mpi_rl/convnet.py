@@ -119,17 +119,14 @@ class ConvNet:
             above.sum(axis=0, out=bias_grad)
         top = self._convs[-1]
         np.matmul(by_features, self._hidden[0], out=top.above.reshape(self._flat.shape)[:count])
-        for i in reversed(range(len(self._convs))):
-            conv = self._convs[i]
-            results = count * conv.outputs[0].size
-            fused.bound("relu_grads", results, conv.outputs, conv.above)()
-            wanted = conv.weight_grad, conv.bias_grad
-            fused.bound("conv_weight_grads", count, conv.shape, conv.inputs, conv.above, *wanted)()
-            if i:
+        fused.bound("relu_grads", count * top.outputs[0].size, top.outputs, top.above)()
+        for conv, below in zip(reversed(self._convs), [*reversed(self._convs[:-1]), None]):
+            seen = count, conv.shape, conv.inputs
+            fused.bound("conv_weight_grads", *seen, conv.above, conv.weight_grad, conv.bias_grad)()
+            if below:
                 side, out, run = conv.turned.shape
                 np.copyto(conv.turned, conv.weight.reshape(side, run, out).transpose(0, 2, 1))
-                below = self._convs[i - 1].above
-                fused.bound("conv_image_grads", count, conv.shape, conv.turned, conv.above, below)()
+                fused.bound("conv_image_grads", *seen, conv.turned, conv.above, below.above)()
 
 
 def _conv(layer: Layer, arrays: tuple[np.ndarray, ...], images: np.ndarray) -> _Conv:
