@@ -1,8 +1,8 @@
 """``mpi_rl bench``: how fast this machine is, every figure beside the limit of the same minute.
 
 Each measurement starts its own ranks with the launcher. The limit of ``env`` and ``train`` is what
-the emulator (or the Gymnasium task) does alone on as many processes; of ``server``, copies of as
-many bytes as an update moves; of ``start``, the imports that ranks cannot do without.
+the emulator (or the Gymnasium task) does alone on as many processes; of ``server``, moving as many
+bytes as an update does; of ``start``, the imports that ranks cannot do without.
 """
 
 import dataclasses

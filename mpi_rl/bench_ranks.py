@@ -126,7 +126,7 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
     params = np.zeros(num_params, np.float32)
     rule = make_update_rule(dataclasses.asdict(config), params, comm.size - 1)
     server = ServerLink(comm, num_params, 1, by_message)
-    traffic_s = _traffic(server, params, rule.statistics) if not values["pause_s"] else 0.0
+    traffic_s = [_traffic(server, params, rule.statistics)]
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         record = Recorder(
             Path(folder, "run.h5"),
@@ -148,15 +148,16 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
         with redirect_stdout(nowhere):
             serve(server, params, rule, record, Progress("bench"), config, stop_requested)
         elapsed = time.perf_counter() - began
+    traffic_s.append(_traffic(server, params, rule.statistics))
     server.close()
     waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])
     found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}
-    rate = record.version / elapsed
+    rate, limit = record.version / elapsed, 1 / float(np.mean(traffic_s))
     return {
         "pushes_per_s": rate,
         "bytes_per_s": rate * 8 * num_params,
-        "limit": 1 / traffic_s if traffic_s else 0.0,
-        "ratio": rate * traffic_s,
+        "limit": limit,
+        "ratio": rate / limit,
         "cpu": (halves[1][1] - halves[0][1]) / (halves[1][0] - halves[0][0]),
         **found,
     }
@@ -186,7 +187,7 @@ def _traffic(link: ServerLink, params: np.ndarray, statistics: dict[str, np.ndar
     """
     vectors = [params, *(array.reshape(-1)[: params.size] for array in statistics.values())]
     one, times = np.float32(1), []
-    for _ in range(5):
+    for _ in range(max(2, 40 // link.num_workers)):
         for worker in range(link.num_workers):
             began = time.perf_counter()
             np.copyto(link.params(worker), link.grads(worker))

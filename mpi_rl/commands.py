@@ -404,8 +404,8 @@ def bench_parts(
     """Measure this machine: every figure beside its limit, which is measured in the same run.
 
     env: the environments against the emulator alone. train: a whole run against the same, and where
-    its time goes. server: pushes against copies of the same bytes, and the idle server. start: the
-    time to every worker's first push against the imports alone, and memory. Without a name, all.
+    its time goes. server: pushes against moving as many bytes, and the idle server. start: the time
+    to every worker's first push against the imports alone, and memory. Without a name, all.
     Nothing else should run meanwhile.
     """
     from mpi_rl import bench

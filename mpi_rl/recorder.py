@@ -78,7 +78,7 @@ class Recorder:
         self._best: Snapshot | None = None
         # Sums over the interval's updates; where it began (step, version, seconds); its largest
         # staleness; its last learning rate.
-        self._interval = np.zeros(len(_SUMS) + 5)
+        self._interval = [0.0] * (len(_SUMS) + 5)
         self._rng_states = np.zeros((num_workers, 6), np.uint64)
         self._elapsed_s, self._clock_started = 0.0, monotonic()
         self._last_write = monotonic()
@@ -121,7 +121,8 @@ class Recorder:
         steps, count = int(header["num_steps"]), int(header["num_episodes"])
         self.step += steps
         self.version += 1
-        self._counts[:, worker] += steps, 1, count
+        for i, more in enumerate((steps, 1, count)):
+            self._counts[i, worker] += more
         self._first_push[worker] = self._first_push[worker] or time()
         self._worker_s[worker] += header["phase_s"]
         self._rng_states[worker] = header["rng_state"]
@@ -136,9 +137,10 @@ class Recorder:
                 episode_return=header["episode_returns"][episode],
                 episode_length=header["episode_lengths"][episode],
             )
-        self._interval[:4] += [header[name] for name in _SUMS[:4]]
-        self._interval[4] += staleness
-        self._interval[-2:] = max(self._interval[-2], staleness), learning_rate
+        interval = self._interval
+        for i, value in enumerate((*map(header.__getitem__, _SUMS[:-1]), staleness)):
+            interval[i] += float(value)
+        interval[-2:] = max(interval[-2], staleness), learning_rate
         period = self._settings["interval_period_steps"]
         if self.step // period > (self.step - steps) // period:
             self._end_interval(num_active_workers)
@@ -158,7 +160,7 @@ class Recorder:
         self._staleness[worker, staleness] += 1
 
     def _end_interval(self, num_active_workers: int) -> None:
-        *sums, step, version, began_s, staleness_max, learning_rate = self._interval.tolist()
+        *sums, step, version, began_s, staleness_max, learning_rate = self._interval
         wall_time_s, count = self.wall_time_s(), self.version - version
         seconds = max(wall_time_s - began_s, 1e-9)
         means = {name: value / count for name, value in zip(_SUMS, sums)}
@@ -174,8 +176,7 @@ class Recorder:
             steps_per_s=(self.step - step) / seconds,
             **means,
         )
-        self._interval[:] = 0
-        self._interval[-5:-2] = self.step, self.version, wall_time_s
+        self._interval = [0.0] * len(_SUMS) + [self.step, self.version, wall_time_s, 0, 0]
         if self.num_episodes >= RECENT_EPISODES:
             if self._best is None or self.mean_return() > self._best.mean_return:
                 self._best = self._snapshot("best")
@@ -271,7 +272,7 @@ class Recorder:
         return {
             "params": self._params,
             "rng_states": self._rng_states,
-            "interval": self._interval,
+            "interval": np.array(self._interval),
             **{f"update_rule/{name}": values for name, values in self._statistics.items()},
         }
 
@@ -295,7 +296,7 @@ class Recorder:
             elif snapshot.kind == "best":
                 self._best = snapshot
         self._params[:] = state["params"]
-        self._rng_states[:], self._interval[:] = state["rng_states"], state["interval"]
+        self._rng_states[:], self._interval = state["rng_states"], state["interval"].tolist()
         for name, values in self._statistics.items():
             values[:] = state[f"update_rule/{name}"]
         self.start_clock()

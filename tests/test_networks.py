@@ -55,7 +55,10 @@ def observations(this, *shape, seed=0):
     rng = np.random.default_rng(seed)
     if this.network == "mlp":
         return rng.normal(size=(*shape, 3)).astype(np.float32)
-    return rng.integers(256, size=(*shape, *this.observation_shape), dtype=np.uint8)
+    pictures = rng.integers(256, size=(*shape, *this.observation_shape), dtype=np.uint8)
+    # Rows are black, lit in a pixel or two, or all lit: conv.c skips what is black.
+    lit = rng.choice([0, 0.02, 1], size=(*pictures.shape[:-1], 1))
+    return pictures * (rng.random(pictures.shape) < lit)
 
 
 def gradients(this, num_times, num_envs, played=3):
