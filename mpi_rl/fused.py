@@ -7,6 +7,7 @@ It is compiled when the package is installed, if there is a compiler. Where ther
 import ctypes
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +21,12 @@ _LIBRARY = _load()
 AVAILABLE = _LIBRARY is not None
 
 
-def bound(name: str, *arguments: np.ndarray | int | float) -> Callable[[], int]:
-    """Return C function ``name`` with its arguments: arrays by address, int as size_t.
-
-    What it returns means nothing unless the function gives an int.
-    """
+def bound(name: str, *arguments: np.ndarray | int | float) -> Callable[[], Any]:
+    """Return C function ``name`` with its arguments: arrays by address, int as size_t."""
     function, words = getattr(_LIBRARY, name), [_as_c(argument) for argument in arguments]
 
-    def call(alive: object = arguments) -> int:  # the arrays live as long as their addresses
-        return int(function(*words))
+    def call(alive: object = arguments) -> Any:  # the arrays live as long as their addresses
+        return function(*words)
 
     return call
 
