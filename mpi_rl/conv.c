@@ -1,6 +1,6 @@
-/* Convolutions of n images, forward and backward: see convnet.py.
+/* The layers of the Atari networks, for n images at once: see convnet.py.
 
-   Images are planes x height x width x channels, results height x width x outputs, kernels side x
+   Convolutions. Images are planes x height x width x channels, results height x width x outputs, kernels side x
    side x inputs x outputs. A place of the result sees `side` rows of each plane, in each of them a
    run of side * channels consecutive numbers; its right neighbour sees the run that begins
    stride * channels further on. So a convolution is a product of matrices whose rows overlap. */
@@ -214,4 +214,52 @@ VECTORS void conv_image_grads(size_t n, const Shape *s, const float *images, con
         for (size_t x = 0; x < SIZE(s); x++)
             image_grads[x] = images[x] <= 0 ? 0 : image_grads[x];
     }
+}
+
+/* A dense layer: each output is a dot product with a row of the weight, which is outputs x inputs.
+   Where a worker acts, its weight is rarely in the cache. So whoever is the first to need rows of it
+   asks for the next ones meanwhile. */
+enum { OUTPUTS = 4, TOGETHER = 3 };
+
+/* c[r][k] += a[r] . b[k], for `rows` r and OUTPUTS k of n numbers each, one after the other. */
+INLINE void dots(size_t rows, int is_first, size_t n, const float *a, const float *b, float *c,
+                 size_t c_row)
+{
+    vector sum[TOGETHER][OUTPUTS];
+    for (size_t r = 0; r < rows; r++)
+        for (size_t k = 0; k < OUTPUTS; k++)
+            sum[r][k] = (vector){0};
+    for (size_t x = 0; x < n; x += WIDTH) {
+        if (is_first)
+            for (size_t k = 0; k < OUTPUTS; k++)
+                __builtin_prefetch(b + (OUTPUTS + k) * n + x, 0, 2);
+        for (size_t r = 0; r < rows; r++)
+            for (size_t k = 0; k < OUTPUTS; k++)
+                sum[r][k] += *(const vector *)(a + r * n + x) * *(const vector *)(b + k * n + x);
+    }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t k = 0; k < OUTPUTS; k++)
+            for (size_t x = 0; x < WIDTH; x++)
+                c[r * c_row + k] += sum[r][k][x];
+}
+
+/* results = relu(images * weight^T + bias); of images of a multiple of WIDTH numbers, and a multiple
+   of OUTPUTS results. */
+VECTORS void dense_forward(size_t n, size_t inputs, size_t outputs, const float *images,
+                           const float *weight, const float *bias, float *results)
+{
+    for (size_t i = 0; i < n; i++)
+        memcpy(results + i * outputs, bias, outputs * sizeof *bias);
+    for (size_t o = 0; o < outputs; o += OUTPUTS, weight += OUTPUTS * inputs) {
+        size_t i = 0;
+        for (; i + TOGETHER <= n; i += TOGETHER)
+            if (i)
+                dots(TOGETHER, 0, inputs, images + i * inputs, weight, results + i * outputs + o, outputs);
+            else
+                dots(TOGETHER, 1, inputs, images, weight, results + o, outputs);
+        for (; i < n; i++)
+            dots(1, 0, inputs, images + i * inputs, weight, results + i * outputs + o, outputs);
+    }
+    for (size_t i = 0; i < n * outputs; i++)
+        results[i] = results[i] < 0 ? 0 : results[i]; /* nan stays nan */
 }

@@ -1,4 +1,4 @@
-"""The Atari networks: convolutions in C (``conv.c``), the rest in NumPy, the gradient by hand.
+"""The Atari networks: what is costly in C (``conv.c``), the rest in NumPy, the gradient by hand.
 
 What acting computes is kept, so that the gradient of a rollout costs a backward pass only, and is
 written where the server reads it. There are few and short calls: on one environment at a time, the
@@ -34,9 +34,8 @@ class _Time(NamedTuple):
     """What acting at one time reads and writes; n is the number of environments."""
 
     observations: np.ndarray  # (n, *shape) uint8
-    convs: list[Callable[[], None]]
-    flat: np.ndarray  # (features of the last convolution, n)
-    hidden: np.ndarray  # (n, hidden units)
+    layers: list[Callable[[], None]]
+    hidden: np.ndarray  # (n, hidden units): what the last of them writes
     logits: np.ndarray  # (n, num_actions)
 
 
@@ -64,37 +63,35 @@ class ConvNet:
         (_, self._hidden), (_, self._policy), (_, self._value) = stack[-3:]
         self._flat = images.reshape(rows, -1)
         assert self._flat.shape[1] == self._hidden[0].shape[1], "a network for other observations"
-        self._sums = np.zeros((len(self._hidden[0]), num_envs), np.float32)
         self._features = np.zeros((num_times, num_envs, len(self._hidden[0])), np.float32)
         self._logits = np.zeros((num_times, num_envs, spec.num_actions), np.float32)
         self._times = [self._at(time, num_envs) for time in range(num_times)]
 
     def _at(self, time: int, num_envs: int) -> _Time:
         rows = slice(time * num_envs, (time + 1) * num_envs)
-        return _Time(
-            self._convs[0].inputs[rows],
-            [
-                fused.bound(
-                    "conv_forward",
-                    *(num_envs, conv.shape, conv.inputs[rows]),
-                    *(conv.weight, conv.bias, conv.outputs[rows]),
-                )
-                for conv in self._convs
-            ],
-            self._flat[rows].T,
-            self._features[time],
-            self._logits[time],
+        forwards = [
+            fused.bound(
+                "conv_forward",
+                *(num_envs, conv.shape, conv.inputs[rows]),
+                *(conv.weight, conv.bias, conv.outputs[rows]),
+            )
+            for conv in self._convs
+        ]
+        weight, bias, *_ = self._hidden
+        outputs, inputs = weight.shape
+        assert inputs % COLUMNS == outputs % COLUMNS == 0, "conv.c has no such tiles"
+        sizes, features = (num_envs, inputs, outputs), self._features[time]
+        forwards.append(
+            fused.bound("dense_forward", *sizes, self._flat[rows], weight, bias, features)
         )
+        return _Time(self._convs[0].inputs[rows], forwards, features, self._logits[time])
 
     def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
         """See ``networks.Network``."""
         at = self._times[time]
         np.copyto(at.observations, observations)
-        for forward in at.convs:
+        for forward in at.layers:
             forward()
-        weight, bias, *_ = self._hidden
-        np.add(weight.dot(at.flat, self._sums).T, bias, at.hidden)
-        np.maximum(at.hidden, 0, out=at.hidden)
         weight, bias, *_ = self._policy
         return np.add(at.hidden.dot(weight.T, at.logits), bias, at.logits)
 
