@@ -30,6 +30,7 @@ from mpi_rl.updates import make_update_rule
 
 BLOCKS = 4  # a figure and its limit are measured in turns, each so many times
 PERCENTILES = (50, 95, 99)
+SETTLE_S = 1.0  # until workers that have met are asleep
 
 
 def main() -> None:
@@ -118,6 +119,7 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
     if comm.rank > 0:
         link = WorkerLink(comm, num_params, 1, by_message)
         link.grads[:] = 1e-3
+        sleeping_barrier(comm)
         latencies = _push_until_told(link, values["pause_s"])
         link.close()
         comm.gather(latencies)
@@ -126,7 +128,9 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
     params = np.zeros(num_params, np.float32)
     rule = make_update_rule(dataclasses.asdict(config), params, comm.size - 1)
     server = ServerLink(comm, num_params, 1, by_message)
-    traffic_s = [_traffic(server, params, rule.statistics)]
+    sleeping_barrier(comm)
+    time.sleep(SETTLE_S)
+    limit = 1 / _traffic(server, params, rule.statistics)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         record = Recorder(
             Path(folder, "run.h5"),
@@ -148,11 +152,10 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
         with redirect_stdout(nowhere):
             serve(server, params, rule, record, Progress("bench"), config, stop_requested)
         elapsed = time.perf_counter() - began
-    traffic_s.append(_traffic(server, params, rule.statistics))
     server.close()
     waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])
     found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}
-    rate, limit = record.version / elapsed, 1 / float(np.mean(traffic_s))
+    rate = record.version / elapsed
     return {
         "pushes_per_s": rate,
         "bytes_per_s": rate * 8 * num_params,
@@ -186,15 +189,15 @@ def _traffic(link: ServerLink, params: np.ndarray, statistics: dict[str, np.ndar
     parameters and each statistic of their size.
     """
     vectors = [params, *(array.reshape(-1)[: params.size] for array in statistics.values())]
-    one, times = np.float32(1), []
-    for _ in range(max(2, 40 // link.num_workers)):
+    one, times, began = np.float32(1), [], time.perf_counter()
+    while time.perf_counter() - began < SETTLE_S:
         for worker in range(link.num_workers):
-            began = time.perf_counter()
+            before = time.perf_counter()
             np.copyto(link.params(worker), link.grads(worker))
             for vector in vectors:
                 if vector.size == params.size:
                     np.multiply(vector, one, out=vector)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - before)
     return float(np.median(times))
 
 
