@@ -189,6 +189,8 @@ def _traffic(link: ServerLink, params: np.ndarray, statistics: dict[str, np.ndar
     parameters and each statistic of their size.
     """
     vectors = [params, *(array.reshape(-1)[: params.size] for array in statistics.values())]
+    for worker in range(link.num_workers):
+        link.params(worker)[:] = 0  # touched for the first time
     one, times, began = np.float32(1), [], time.perf_counter()
     while time.perf_counter() - began < SETTLE_S:
         for worker in range(link.num_workers):
