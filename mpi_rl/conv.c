@@ -181,7 +181,9 @@ VECTORS void conv_weight_grads(size_t n, const Shape *s, const void *images, con
                         x = dark < s->side ? 0 : (dark - s->side) / s->stride + 1;
                         end = (lights - 1) / s->stride + 1 < width ? (lights - 1) / s->stride + 1 : width;
                     }
-                    runs[count++] = (Run){row * pitch + x * step, (y * width + x) * s->outputs, end - x};
+                    if (x < end)
+                        runs[count++] =
+                            (Run){row * pitch + x * step, (y * width + x) * s->outputs, end - x};
                 }
                 product(run, s->outputs, count, runs, step, s->outputs, from, 1, grads,
                         kernel_grad + k * run * columns + p * s->outputs, columns);

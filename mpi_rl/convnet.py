@@ -14,6 +14,7 @@ from mpi_rl import fused
 from mpi_rl.networks import Layer, NetworkSpec, layers, views
 
 COLUMNS = 16  # conv.c's tiles are so wide
+PIXELS = 84  # and its rows of bytes so long
 
 
 class _Conv(NamedTuple):
@@ -134,6 +135,7 @@ def _conv(layer: Layer, arrays: tuple[np.ndarray, ...], images: np.ndarray) -> _
     weight, bias, weight_grad, bias_grad = arrays
     side, out, run = layer.side, layer.outputs, layer.side * channels
     assert out % COLUMNS == 0 and (are_bytes or run % COLUMNS == 0), "conv.c has no such tiles"
+    assert not are_bytes or width == PIXELS, "conv.c knows no such pictures"
     shape = planes, height, width, channels, side, layer.stride, out, are_bytes
     results = [(length - side) // layer.stride + 1 for length in (height, width)]
     outputs, above = np.zeros((2, rows, *results, out), np.float32)
