@@ -1,9 +1,9 @@
 /* The layers of the Atari networks, for n images at once: see convnet.py.
 
-   Convolutions. Images are planes x height x width x channels, results height x width x outputs, kernels side x
-   side x inputs x outputs. A place of the result sees `side` rows of each plane, in each of them a
-   run of side * channels consecutive numbers; its right neighbour sees the run that begins
-   stride * channels further on. So a convolution is a product of matrices whose rows overlap. */
+   Convolutions: images are planes x height x width x channels, results height x width x outputs,
+   kernels side x side x inputs x outputs. A place of the result sees `side` rows of each plane, in
+   each of them a run of side * channels consecutive numbers; its right neighbour sees the run that
+   begins stride * channels further on. So a convolution is a product of matrices whose rows overlap. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -112,6 +112,21 @@ INLINE const float *image(const Shape *s, const void *images, size_t i, float *r
 #define ROOM(s) ((s)->are_bytes ? SIZE(s) : 1)
 #define LIT(s) ((s)->are_bytes ? (s)->planes * (s)->height : 1)
 
+/* Take over of `all` runs, plane by plane, those that the results x to x + results - 1 of row y see
+   lit; return how many. */
+INLINE size_t take_lit(const Shape *s, const uint32_t *lit, size_t y, size_t x, size_t results,
+                       const Run *all, Run *some)
+{
+    size_t last = (x + results - 1) * s->stride + s->side - 1, count = 0;
+    uint32_t seen = (2u << last / GROUP) - (1u << x * s->stride / GROUP);
+    for (size_t p = 0; p < s->planes; p++)
+        for (size_t k = 0; k < s->side; k++) {
+            some[count] = *all++;
+            count += (lit[p * s->height + y * s->stride + k] & seen) != 0;
+        }
+    return count;
+}
+
 /* outputs = relu(images * kernel + bias) */
 VECTORS void conv_forward(size_t n, const Shape *s, const void *images, const float *kernel,
                           const float *bias, float *outputs)
@@ -129,16 +144,8 @@ VECTORS void conv_forward(size_t n, const Shape *s, const void *images, const fl
         for (size_t y = 0; y < height; y++)
             for (size_t x = 0, block = s->are_bytes ? ROWS : width; x < width; x += block) {
                 size_t results = width - x < block ? width - x : block, count = s->side * s->planes;
-                if (s->are_bytes) {
-                    size_t last = (x + results - 1) * s->stride + s->side - 1;
-                    uint32_t seen = (2u << last / GROUP) - (1u << x * s->stride / GROUP);
-                    count = 0;
-                    for (size_t p = 0, j = 0; p < s->planes; p++)
-                        for (size_t k = 0; k < s->side; k++) {
-                            some[count] = all[j++];
-                            count += (lit[p * s->height + y * s->stride + k] & seen) != 0;
-                        }
-                }
+                if (s->are_bytes)
+                    count = take_lit(s, lit, y, x, results, all, some);
                 for (size_t r = 0; r < results; r++)
                     memcpy(outputs + r * s->outputs, bias, s->outputs * sizeof *bias);
                 product(results, s->outputs, count, s->are_bytes ? some : all, 1,

@@ -239,12 +239,13 @@ class _Grey:
             ]
 
     def __call__(self, game: "ale_py.ALEInterface", k: int) -> None:
-        if fused.AVAILABLE:
-            game.getScreen(self._screens[k])
-            if self._runs[k]():
-                return
-        game.getScreenGrayscale(self._frames[k])
-        self._greys[self._screens[k]] = self._frames[k]
+        if not fused.AVAILABLE:
+            game.getScreenGrayscale(self._frames[k])
+            return
+        game.getScreen(self._screens[k])
+        if not self._runs[k]():
+            game.getScreenGrayscale(self._frames[k])
+            self._greys[self._screens[k]] = self._frames[k]
 
 
 class _Shrink:

@@ -65,8 +65,10 @@ VECTORS void momentum_sgd(size_t n, float *restrict params, float *restrict velo
 
 /* Screens repeat their rows: what would be computed from the same again is copied. */
 
-#define IS_SAME(image, y, other, z, width) \
-    (memcmp((image) + (y) * (width), (other) + (z) * (width), width) == 0)
+static inline int repeats(const uint8_t *image, size_t y, size_t width) /* the row above */
+{
+    return y && memcmp(image + y * width, image + (y - 1) * width, width) == 0;
+}
 
 /* frame = the screen's colours in grey. Return 0 if there is a colour of unknown grey, above 255.
    `other` is another screen, whose grey is in other_frame. */
@@ -76,9 +78,9 @@ int grey(size_t height, size_t width, const uint16_t *greys, const uint8_t *scre
     unsigned all = 0;
     for (size_t y = 0; y < height; y++) {
         uint8_t *row = frame + y * width;
-        if (IS_SAME(screen, y, other, y, width))
+        if (memcmp(screen + y * width, other + y * width, width) == 0)
             memcpy(row, other_frame + y * width, width);
-        else if (y && IS_SAME(screen, y, screen, y - 1, width))
+        else if (repeats(screen, y, width))
             memcpy(row, row - width, width);
         else
             for (size_t x = 0; x < width; x++) {
@@ -106,10 +108,7 @@ VECTORS void shrink(size_t height, size_t width, const uint8_t *first, const uin
     size_t y = 0, same = 0; /* rows seen, and how many of the last equal the one above */
     for (size_t i = 0; i < SIDE; i++, picture += SIDE) {
         for (size_t end = row_start[i] + row_taps; y < end; y++)
-            if (y && IS_SAME(first, y, first, y - 1, width) && IS_SAME(second, y, second, y - 1, width))
-                same++;
-            else
-                same = 0;
+            same = repeats(first, y, width) && repeats(second, y, width) ? same + 1 : 0;
         if (i && row_start[i - 1] + same + 1 >= y) {
             memcpy(picture, picture - SIDE, SIDE);
             continue;
