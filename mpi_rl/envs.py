@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -295,10 +296,16 @@ def emulator(spec: EnvSpec, seed: int) -> "ale_py.ALEInterface":
     game.setInt("random_seed", seed)
     game.setFloat("repeat_action_probability", spec.sticky_action_prob)
     game.setInt("max_num_frames_per_episode", spec.max_episode_frames)
-    rom = ale_py.roms.get_rom_path(spec.env)
-    assert rom is not None
-    game.loadROM(rom)
+    game.loadROM(_rom(spec.env))
     return game
+
+
+def _rom(env: str) -> Path:
+    import ale_py
+
+    rom = ale_py.roms.get_rom_path(env)
+    assert rom is not None
+    return rom
 
 
 def make_envs(spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> VectorTask | AleGame:
@@ -336,6 +343,8 @@ def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
                     else f"valid: {', '.join(VECTOR_TASKS)} or an ALE game like space_invaders"
                 )
             )
+        if ale_py.ALEInterface.isSupportedROM(_rom(env)) is None:
+            raise ValueError(f"env = {env!r}: a ROM that ale_py cannot play; valid: other games")
         shape, num_actions = (FRAME_STACK, FRAME_SIZE, FRAME_SIZE), 0
     names = (
         "sticky_action_prob",

@@ -60,6 +60,11 @@ def test_unknown_task_names_the_nearest():
         spec(env="LunarLander-v2")
 
 
+def test_a_rom_for_two_players_is_refused():
+    with pytest.raises(ValueError, match="env = 'combat': a ROM that ale_py cannot play"):
+        spec(env="combat")  # loading it would end the process
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", "space_invaders"])
 def test_same_seeds_same_episodes(env):
     def tape(seed):
