@@ -107,8 +107,9 @@ class Agent:
         """Play n_steps in every environment; a single one stops at its episode's end (S3)."""
         config, network, logits, actions = self._config, self._network, self._logits, self._actions
         now = perf_counter()
-        noise = self.rng.gumbel(size=logits.shape)
+        noise = self.rng.gumbel(size=logits.shape).astype(np.float32)
         observations = self._observations
+        self._terminated[:] = self._truncated[:] = False
         ends: list[tuple[int, int]] = []  # (t, e) of every recorded episode's last step
         final_observations = []
         env_s = act_s = 0.0
@@ -120,8 +121,8 @@ class Agent:
             act_s += now - before
             result = self._envs.step(actions[t])
             observations, self._rewards[t] = result.observations, result.rewards
-            self._terminated[t], self._truncated[t] = result.terminated, result.truncated
             if result.final_observations is not None:
+                self._terminated[t], self._truncated[t] = result.terminated, result.truncated
                 ends += [(t, int(e)) for e in np.flatnonzero(result.episode_over)]
                 for e in np.flatnonzero(result.truncated & ~result.terminated):
                     final_observations.append((t, int(e), result.final_observations[e].copy()))

@@ -21,20 +21,23 @@ _LIBRARY = _load()
 AVAILABLE = _LIBRARY is not None
 
 
-def bound(name: str, *arguments: np.ndarray | int | float) -> Callable[[], Any]:
-    """Return C function ``name`` with its arguments: arrays by address, int as size_t."""
-    function, words = getattr(_LIBRARY, name), [_as_c(argument) for argument in arguments]
+def bound(name: str, *arguments: np.ndarray | int) -> Callable[..., Any]:
+    """Return C function ``name`` with its first arguments: arrays by address, int as size_t.
 
-    def call(alive: object = arguments) -> Any:  # the arrays live as long as their addresses
-        return function(*words)
+    What is left for each call are its last ones, float.
+    """
+    function, words = getattr(_LIBRARY, name), [_as_c(argument) for argument in arguments]
+    alive = arguments  # as long as their addresses are in use
+
+    def call(*numbers: float) -> Any:
+        assert alive
+        return function(*words, *map(ctypes.c_float, numbers))
 
     return call
 
 
-def _as_c(argument: np.ndarray | int | float) -> ctypes.c_void_p | ctypes.c_size_t | ctypes.c_float:
+def _as_c(argument: np.ndarray | int) -> ctypes.c_void_p | ctypes.c_size_t:
     if isinstance(argument, np.ndarray):
         assert argument.flags.c_contiguous
         return ctypes.c_void_p(argument.ctypes.data)
-    if isinstance(argument, int):
-        return ctypes.c_size_t(argument)
-    return ctypes.c_float(argument)
+    return ctypes.c_size_t(argument)

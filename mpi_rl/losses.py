@@ -39,19 +39,20 @@ def actor_critic_loss(
     Returns:
         The terms, the gradient by the logits, (T, E, num_actions), and by the values, (T, E).
     """
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    num_envs = actions.shape[1]
+    taken = np.arange(actions.size), actions.ravel()
+    advantages = (returns - values).ravel()
+    flat = logits.reshape(actions.size, -1)
+    shifted = flat - flat.max(axis=-1, keepdims=True)
     log_pi = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     pi = np.exp(log_pi)
     entropy = -(pi * log_pi).sum(axis=-1)
-    advantages = returns - values
-    chosen = np.take_along_axis(log_pi, actions[:, :, None], axis=-1)[:, :, 0]
     terms = Losses(
-        -float((chosen * advantages).mean()),
+        -float((log_pi[taken] * advantages).mean()),
         float((advantages * advantages).mean()),
         float(entropy.mean()),
     )
-    by_logits = pi * (advantages + entropy_coef * entropy)[:, :, None] + entropy_coef * pi * log_pi
-    rows = np.arange(actions.size)
-    by_logits.reshape(actions.size, -1)[rows, actions.ravel()] -= advantages.ravel()
-    num_envs = actions.shape[1]
-    return terms, by_logits / num_envs, advantages * (-2 * value_coef / num_envs)
+    by_logits = pi * (advantages + entropy_coef * entropy)[:, None] + entropy_coef * pi * log_pi
+    by_logits[taken] -= advantages
+    by_values = advantages * (-2 * value_coef / num_envs)
+    return terms, (by_logits / num_envs).reshape(logits.shape), by_values.reshape(actions.shape)

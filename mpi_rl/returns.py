@@ -44,8 +44,9 @@ def n_step_returns(
     base = rewards + np.float32(gamma) * final
     factor = np.where(terminated | truncated, np.float32(0), np.float32(gamma))
     returns = np.empty_like(rewards)
-    following = bootstrap_value
-    for add, times, result in zip(base[::-1], factor[::-1], returns[::-1]):
-        np.multiply(following, times, result)
-        following = np.add(result, add, result)
+    # Number by number: on columns as short as a rollout's, NumPy takes five times as long.
+    columns = zip(base[::-1].T.tolist(), factor[::-1].T.tolist(), bootstrap_value.tolist())
+    for e, (adds, factors, following) in enumerate(columns):
+        backwards = [following := add + times * following for add, times in zip(adds, factors)]
+        returns[::-1, e] = backwards
     return returns

@@ -29,7 +29,9 @@ SERVER = 0  # its rank; worker w (0-based) is rank w + 1
 SLEEP_FIRST_S, SLEEP_LAST_S = 20e-6, 1e-3
 BELL_S = 20e-3  # between two looks of who relies on a bell
 FAILURE_WAIT_S = 4.0  # a failed worker gives the server this long to save the run and end all ranks
-_ALIGNMENT = 64
+_ALIGNMENT = (
+    1024  # of a slot's vectors: whole cache lines, and apart in their pages like the server's
+)
 
 
 class Tag(enum.IntEnum):

@@ -135,6 +135,28 @@ def test_an_update_allocates_nothing_of_the_parameters_size(name):
     assert peak < params.nbytes / 10
 
 
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "sgd"])
+def test_an_update_of_a_slot_seen_before_binds_nothing(name, monkeypatch):
+    bound = []
+    bind = fused.bound
+    monkeypatch.setattr(fused, "bound", lambda *words: bound.append(words[0]) or bind(*words))
+    params = np.zeros(3, np.float32)
+    slots = [(np.ones_like(params), np.zeros_like(params)) for _ in range(2)]
+    update = make_update_rule({"update_rule": name, **SETTINGS, "momentum": 0.9}, params, 2)
+    for turn in range(6):
+        update(*slots[turn % 2], 0.1, 1.0, turn % 2)
+    assert len(bound) == (2 if fused.AVAILABLE else 0)
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam"])
+def test_parameters_and_statistics_lie_apart_in_their_memory_pages(name):
+    params = np.zeros(677_943, np.float32)
+    statistics = make_update_rule({"update_rule": name, **SETTINGS}, params, 1).statistics.values()
+    vectors = [params, *(array for array in statistics if array.size == params.size)]
+    places = sorted(array.ctypes.data % 4096 for array in vectors)
+    assert len(vectors) > 1 and min(np.diff(places)) >= 1024
+
+
 def test_clipping_scales_to_the_norm_and_only_down():
     assert clipping(5.0, 10.0) == clipping(5.0, 0.0) == 1.0
     assert clipping(5.0, 1.0) == pytest.approx(0.2)
