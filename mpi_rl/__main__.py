@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpi_rl.envs import EnvSpec
+    from mpi_rl.networks import NetworkSpec
+    from mpi_rl.transport import WorkerLink
 
 LIBRARIES = ("mpi_rl", "mpi4py", "torch", "numpy", "gymnasium", "Box2D", "ale-py", "h5py")
 SLURM_NAMES = (
@@ -73,6 +75,7 @@ class Plan:
 
     options: TrainOptions
     env: "EnvSpec"
+    groups: tuple[int, ...] = ()  # of each worker
 
     @property
     def max_episodes(self) -> int:
@@ -86,7 +89,7 @@ def _train(arguments: list[str]) -> int:
     commit = _git_commit() if _launcher_rank() == "0" else {}  # MPI, once started, bears no fork
     from mpi4py import MPI
 
-    from mpi_rl.transport import sleeping_barrier
+    from mpi_rl.transport import node_name, sleeping_barrier
 
     comm = MPI.COMM_WORLD
     if mismatch := _launch_mismatch(comm.size, MPI.Get_library_version()):
@@ -100,6 +103,10 @@ def _train(arguments: list[str]) -> int:
             if comm.rank == 0:
                 plan, status = answer(lambda: _plan(arguments, comm.size, stack))
             sleeping_barrier(comm)
+            _, *nodes = comm.gather(node_name()) or [None]
+            if comm.rank == 0 and plan is not None:
+                ready = plan
+                plan, status = answer(lambda: _grouped(ready, nodes))
             plan, status = comm.bcast((plan, status))
             if plan is not None and comm.rank == 0:
                 status = _serve(comm, plan, commit)
@@ -158,6 +165,13 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
     return plan
 
 
+def _grouped(plan: Plan, nodes: list[str]) -> Plan:
+    """Return the plan with each worker's group; ``nodes`` has each worker's node."""
+    from mpi_rl.group import groups_of
+
+    return dataclasses.replace(plan, groups=groups_of(nodes, plan.options.config.group_size))
+
+
 def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     """Rank 0's part of a run; return its exit status."""
     from mpi4py import MPI
@@ -168,18 +182,24 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     from mpi_rl.runfile import CannotWrite
     from mpi_rl.server import WorkersSilent, serve
     from mpi_rl.transport import ServerLink, sleeping_barrier
-    from mpi_rl.updates import make_update_rule
+    from mpi_rl.updates import server_rule
 
     options, config = plan.options, plan.options.config
     settings = dataclasses.asdict(config)
     network = network_spec(settings, plan.env.observation_shape, plan.env.num_actions)
     params = initial_params(network, config.seed)
-    update_rule = make_update_rule(settings, params, comm.size - 1)
+    update_rule = server_rule(settings, params, plan.groups)
     sleeping_barrier(comm)
     link = ServerLink(comm, params.size, plan.max_episodes, options.by_message)
     origin = _origin(comm, plan, commit)
     recorder = Recorder(
-        options.output, origin, settings, link.places, params, update_rule.statistics
+        options.output,
+        origin,
+        settings,
+        plan.groups,
+        link.places,
+        params,
+        update_rule.statistics,
     )
     if options.output.exists() and not options.overwrite:
         recorder.resume()
@@ -190,7 +210,8 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     try:
         with Progress(title) as progress:
             serve(
-                link, params, update_rule, recorder, progress, config, stop_requested, options.spin
+                *(link, update_rule, recorder, progress, config, plan.groups),
+                *(stop_requested, options.spin),
             )
     except CannotWrite as error:
         print(f"mpi_rl: {error}", file=sys.stderr, flush=True)
@@ -206,7 +227,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     link.close()
     if advice := recorder.advice():
         print(f"{advice}.", flush=True)
-    if recorder.step < config.total_steps:
+    if recorder.spent() < 1:
         stopped = f"Stopped at step {recorder.step:,} and saved"
         print(f"{stopped}: the same command resumes {options.output}", flush=True)
     else:
@@ -224,8 +245,6 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from mpi4py import MPI
 
-    from mpi_rl.a3c import work
-    from mpi_rl.agent import Agent, make_rng
     from mpi_rl.networks import network_spec, num_params
     from mpi_rl.transport import WorkerLink, sleeping_barrier
 
@@ -236,17 +255,40 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
         comm, num_params(network), plan.max_episodes, options.by_message, options.spin
     )
     try:
-        rng = make_rng(config.seed, comm.rank - 1)
-        agent = Agent(config, env, network, link.params, link.grads, rng)
-        work(link, agent)
+        _learn(comm, plan, link, network)
     except MPI.Exception:
         raise
     except Exception:
         _print_traceback(comm.rank)
         link.fail()  # the server saves the run and ends all ranks; should it not, we do
         comm.Abort(1)
-    agent.close()
     link.close()
+
+
+def _learn(comm: "MPI.Intracomm", plan: Plan, link: "WorkerLink", network: "NetworkSpec") -> None:
+    """Make a worker's agent, and let it work by the run's algorithm."""
+    import numpy as np
+
+    from mpi_rl import a3c, genkidama
+    from mpi_rl.agent import Agent, make_rng
+    from mpi_rl.group import Group
+    from mpi_rl.updates import make_update_rule
+
+    config, me = plan.options.config, comm.rank - 1
+    rng, own = make_rng(config.seed, me), np.zeros((2, link.params.size), np.float32)
+    if config.algorithm == "a3c":
+        params = link.params if config.pull_period == 1 else own[0]
+        agent = Agent(config, plan.env, network, params, link.grads, rng)
+        a3c.work(link, agent, config)
+    else:
+        members = [worker + 1 for worker, of in enumerate(plan.groups) if of == plan.groups[me]]
+        group = Group(comm, members, link.params.size)
+        rule = make_update_rule(dataclasses.asdict(config), group.params, 1)
+        slowdown = config.group_slowdown if plan.groups[me] == max(plan.groups) else 1.0
+        agent = Agent(config, plan.env, network, own[0], own[1], rng)
+        genkidama.work(link, group, agent, rule, config, slowdown)
+        group.close()
+    agent.close()
 
 
 def _stop_requests(stop_file: Path | None) -> Callable[[], str]:

@@ -7,13 +7,20 @@ message each way is both push and pull.
 
 from time import perf_counter, process_time
 
+import numpy as np
+
 from mpi_rl.agent import Agent, Rollout, rng_state, set_rng_state
+from mpi_rl.config import Config
 from mpi_rl.losses import Losses
 from mpi_rl.transport import Command, Kind, WorkerLink
 
 
-def work(link: WorkerLink, agent: Agent) -> None:
-    """Run one worker until the server says stop."""
+def work(link: WorkerLink, agent: Agent, config: Config) -> None:
+    """Run one worker until the server says stop.
+
+    With a pull_period above 1 the agent's parameters are not the link's but a copy, renewed only so
+    often, and where an episode ends.
+    """
     link.header["kind"] = Kind.JOIN
     link.header["rng_state"] = rng_state(agent.rng)
     link.push()
@@ -22,19 +29,24 @@ def work(link: WorkerLink, agent: Agent) -> None:
         set_rng_state(agent.rng, reply["rng_state"])
     agent.reset()
     push_s = wait_s = 0.0
-    cpu = process_time()
+    cpu, age = process_time(), 0  # pushes since the last pull
     while reply["command"] != Command.STOP:
+        if age % config.pull_period == 0:
+            version, age = reply["version"].item(), 0
+            if agent.params is not link.params:
+                np.copyto(agent.params, link.params)
         rollout = agent.collect()
         started = perf_counter()
         losses, grad_norm = agent.learn(rollout)
         learned = perf_counter()
         before, cpu = cpu, process_time()
         phases = rollout.env_s, rollout.act_s, learned - started, push_s, wait_s, cpu - before
-        _write_header(link, agent, rollout, losses, grad_norm, phases)
+        _write_header(link, agent, rollout, losses, grad_norm, version, phases)
         link.push()
         pushed = perf_counter()
         reply = link.pull()
         push_s, wait_s = pushed - learned, perf_counter() - pushed
+        age = 0 if rollout.episode_returns else age + 1
 
 
 def _write_header(
@@ -43,12 +55,13 @@ def _write_header(
     rollout: Rollout,
     losses: Losses,
     grad_norm: float,
+    version: int,
     phases: tuple[float, ...],
 ) -> None:
     header, count = link.header, len(rollout.episode_returns)
     header["kind"] = Kind.PUSH
-    header["version"] = link.reply["version"]
-    header["num_steps"] = rollout.actions.size
+    header["version"] = version
+    header["num_steps"], header["num_updates"] = rollout.actions.size, 1
     header["policy_loss"], header["value_loss"] = losses.policy_loss, losses.value_loss
     header["entropy"], header["grad_norm"] = losses.entropy, grad_norm
     header["phase_s"] = phases

@@ -85,11 +85,12 @@ class Agent:
         grads: np.ndarray,
         rng: np.random.Generator,
     ) -> None:
-        self.rng, self._config, self._grads = rng, config, grads
+        self.rng, self.params, self.grads = rng, params, grads
+        self._config = config
         steps, envs = config.n_steps, config.envs_per_worker
         # A time for each step, one for what the last step led to, and one for other observations.
         self._network = make_network(network, params, grads, steps + 2, envs)
-        self._envs = make_envs(spec, envs)
+        self._envs, self._num_actions = make_envs(spec, envs), spec.num_actions
         self._observations = np.zeros((envs, *spec.observation_shape), np.float32)
         self._logits = np.zeros((steps, envs, spec.num_actions), np.float32)
         self._actions = np.zeros((steps, envs), np.int64)
@@ -107,6 +108,7 @@ class Agent:
         """Play n_steps in every environment; a single one stops at its episode's end (S3)."""
         config, network, logits, actions = self._config, self._network, self._logits, self._actions
         now = perf_counter()
+        by_chance = self._drawn_uniformly()
         noise = self.rng.gumbel(size=logits.shape).astype(np.float32)
         observations = self._observations
         self._terminated[:] = self._truncated[:] = False
@@ -117,14 +119,18 @@ class Agent:
             logits[t] = network.logits(t, observations)
             # The largest of logits + Gumbel noise is a draw from softmax(logits).
             np.add(noise[t], logits[t], noise[t]).argmax(1, actions[t])
+            if by_chance is not None:
+                np.copyto(actions[t], by_chance[t], where=by_chance[t] >= 0)
             before, now = now, perf_counter()
             act_s += now - before
             result = self._envs.step(actions[t])
             observations, self._rewards[t] = result.observations, result.rewards
             if result.final_observations is not None:
                 self._terminated[t], self._truncated[t] = result.terminated, result.truncated
+                if config.time_limit_terminates:
+                    self._terminated[t] |= result.truncated
                 ends += [(t, int(e)) for e in np.flatnonzero(result.episode_over)]
-                for e in np.flatnonzero(result.truncated & ~result.terminated):
+                for e in np.flatnonzero(result.truncated & ~self._terminated[t]):
                     final_observations.append((t, int(e), result.final_observations[e].copy()))
             before, now = now, perf_counter()
             env_s += now - before
@@ -148,6 +154,14 @@ class Agent:
             env_s,
             act_s,
         )
+
+    def _drawn_uniformly(self) -> np.ndarray | None:
+        """Return the actions, (T, E), that are not the policy's choice, and -1 where it has one."""
+        probability = self._config.uniform_action_prob
+        if not probability:
+            return None
+        chosen = self.rng.random(self._actions.shape) >= probability
+        return np.where(chosen, -1, self.rng.integers(self._num_actions, size=chosen.shape))
 
     def _finish_episodes(
         self, ends: list[tuple[int, int]], length: int
@@ -178,8 +192,10 @@ class Agent:
         losses, logits_grad, values_grad = actor_critic_loss(
             rollout.logits, values, rollout.actions, returns, config.entropy_coef, config.value_coef
         )
+        if config.mean_loss:
+            logits_grad, values_grad = logits_grad / len(values), values_grad / len(values)
         self._network.backward(logits_grad, values_grad)
-        grad_norm = math.sqrt(np.dot(self._grads, self._grads))
+        grad_norm = math.sqrt(np.dot(self.grads, self.grads))
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
                 f"the gradient's norm is {grad_norm}: policy loss {losses.policy_loss:.4g}, "
@@ -197,12 +213,13 @@ class Agent:
             final_values[t, e] = network.values(length, length + 1)[0, 0]
         network.logits(length, rollout.last_observations)
         values = network.values(0, length + 1)
+        last = length if self._config.bootstrap == "next" else length - 1
         returns = n_step_returns(
             rollout.rewards,
             rollout.terminated,
             rollout.truncated,
             final_values,
-            values[length],
+            values[last],
             self._config.gamma,
         )
         return values[:length], returns

@@ -136,6 +136,7 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
             Path(folder, "run.h5"),
             {"job": "bench"},
             dataclasses.asdict(config),
+            range(comm.size - 1),
             server.places,
             params,
             rule.statistics,
@@ -150,7 +151,8 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
             return "time" if len(halves) == 2 else ""
 
         with redirect_stdout(nowhere):
-            serve(server, params, rule, record, Progress("bench"), config, stop_requested)
+            workers, progress = range(comm.size - 1), Progress("bench")
+            serve(server, rule, record, progress, config, workers, stop_requested)
         elapsed = time.perf_counter() - began
     server.close()
     waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])

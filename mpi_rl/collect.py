@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from mpi_rl.config import Config, Job, config_from_json, differences
+from mpi_rl.config import Config, Job, budget, config_from_json, differences
 from mpi_rl.inspect import problems_of
 from mpi_rl.lock import writer_lock
 from mpi_rl.runfile import Run, is_collection, read_run, read_runs, write_collection
@@ -74,8 +74,7 @@ def _wrong(job: Job, index: int, run: Run, first: Run | None) -> str:
     """Say what keeps ``run`` from being the job's run ``index``, like ``first``; '' if nothing."""
     attributes = run.attributes
     if attributes["status"] != "complete":
-        total = run.config["total_steps"]
-        return f"{attributes['status']} at step {attributes['step']:,} of {total:,}"
+        return f"{attributes['status']} at step {attributes['step']:,} of {budget(run.config)}"
     if problems := problems_of(run):
         return "; ".join(problems)
     if (attributes["job"], attributes["index"]) != (job.name, index):

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mpi_rl import __version__
-from mpi_rl.config import Config, Job, load_job
+from mpi_rl.config import Config, Job, budget, load_job
 
 BENCH_PARTS = ("env", "train", "server", "start")
 GROUP_OPTIONS = ("-h", "--help", "--version")  # before any command
@@ -110,7 +110,7 @@ def train(
 
         task = task_of(config)
         state, step = ("new", 0) if overwrite else standing(output, config, task)
-        print(f"{state}: {output}, step {step:,} of {config.total_steps:,}")
+        print(f"{state}: {output}, step {step:,} of {budget(dataclasses.asdict(config))}")
         return None
     return TrainOptions(
         loaded.name, index, config, output, overwrite, transport == "message", spin, stop_file

@@ -2,7 +2,8 @@
 
 A job file holds differences from the defaults and an optional ``[sweep]`` table. Its runs are the
 product of the sweep's axes in file order (the last axis varies fastest); the index that picks one
-is the Slurm array task id.
+is the Slurm array task id. An axis is a setting with its values, or, under a name of its own, a
+list of tables of several settings that vary together.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,11 +84,49 @@ class Config:
         choices=("orthogonal", "uniform", "normal"),
     )
 
+    # Algorithm
+    algorithm: str = _setting(
+        "a3c",
+        "a3c: workers push gradients; genkidama: groups of workers average their parameters with"
+        " the server's",
+        choices=("a3c", "genkidama"),
+    )
+    group_size: int = _setting(
+        1, "genkidama: workers of one node that share their group's parameters", 1
+    )
+    alpha: float = _setting(
+        0.9, "genkidama: share of a group's parameters in the server's new ones", 0, 1
+    )
+    beta: float = _setting(
+        0.0, "genkidama: share of the server's parameters in a group's new ones", 0, 1
+    )
+    group_slowdown: float = _setting(
+        1.0, "genkidama: the last group takes so many times as long, as if on a slower machine", 1
+    )
+    pull_period: int = _setting(
+        1, "updates from one pull of parameters to a worker's next; episodes' ends are pulls too", 1
+    )
+
     # Learning
     n_steps: int = _setting(
         120, "longest rollout, in steps of one environment (t_max of the A3C paper)", 1
     )
     gamma: float = _setting(0.995, "discount per step", 0, 1)
+    bootstrap: str = _setting(
+        "next",
+        "a rollout's return goes on with V of the state after its last step (next), or of the one"
+        " before (last, as the Genkidama code has it)",
+        choices=("next", "last"),
+    )
+    time_limit_terminates: bool = _setting(
+        False, "a time limit is learned as a terminal state (the Genkidama code's way)"
+    )
+    uniform_action_prob: float = _setting(
+        0.0, "probability of an action drawn uniformly instead of from the policy", 0, 1
+    )
+    mean_loss: bool = _setting(
+        False, "the loss is its mean over a rollout's steps, not their sum (Genkidama's)"
+    )
     entropy_coef: float = _setting(
         0.001, "weight of the policy's entropy (beta of the A3C paper)", 0
     )
@@ -109,10 +149,18 @@ class Config:
     # Run
     seed: int = _setting(1, "of every random stream of the run", 0, 2**63 - 1)
     num_workers: int = _setting(0, "workers that the job asks for (0: all ranks but the server)", 0)
-    total_steps: int = _setting(2_000_000, "the run's budget, in steps summed over workers", 1)
+    total_steps: int = _setting(
+        2_000_000, "the run's budget, in steps summed over workers (0: total_episodes alone)", 0
+    )
+    total_episodes: int = _setting(
+        0, "the run's budget in episodes, where that is spent earlier (0: total_steps alone)", 0
+    )
     interval_period_steps: int = _setting(10_000, "one row of /intervals per so many steps", 1)
     snapshot_period_steps: int = _setting(
         0, "one snapshot per so many steps (0: the best and the last only)", 0
+    )
+    snapshot_period_updates: int = _setting(
+        0, "one snapshot per so many updates of the server's parameters (0: none for that)", 0
     )
     checkpoint_period_s: float = _setting(30.0, "seconds between rewrites of the run file", above=0)
 
@@ -120,11 +168,52 @@ class Config:
         for item in dataclasses.fields(self):
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
         rollout = self.n_steps * self.envs_per_worker
-        if self.total_steps < rollout:
+        if not self.total_steps and not self.total_episodes:
+            raise ValueError("total_steps = 0 and total_episodes = 0: one of them must be a budget")
+        if self.total_steps < rollout and not (self.total_episodes and not self.total_steps):
             raise ValueError(
                 f"total_steps = {self.total_steps} is less than one rollout: must be at least"
                 f" n_steps x envs_per_worker = {rollout}"
             )
+        if not self.total_steps and self.learning_rate_schedule == "linear":
+            raise ValueError(
+                "learning_rate_schedule = 'linear' without total_steps: must be constant, or have"
+                " steps to be annealed over"
+            )
+        if self.algorithm == "genkidama":
+            self._check_genkidama()
+        elif self.group_size > 1:
+            raise ValueError(
+                f"group_size = {self.group_size} with algorithm = 'a3c', whose workers are on their"
+                " own: must be 1, or algorithm = 'genkidama'"
+            )
+
+    def _check_genkidama(self) -> None:
+        for name, right, why in (
+            ("envs_per_worker", 1, "a group meets at the end of its members' episodes"),
+            ("learning_rate_schedule", "constant", "workers do not know the run's step"),
+        ):
+            if (value := getattr(self, name)) != right:
+                raise ValueError(
+                    f"{name} = {value!r} with algorithm = 'genkidama': must be {right!r}, {why}"
+                )
+        if self.num_workers % self.group_size:
+            raise ValueError(
+                f"num_workers = {self.num_workers} with group_size = {self.group_size}: must be a"
+                f" multiple of it, like {-(-self.num_workers // self.group_size) * self.group_size}"
+            )
+
+
+def spent(settings: Mapping[str, Any], step: int, num_episodes: int) -> float:
+    """Return the share of a run's budget that is spent; 1 or more: all of it."""
+    counts = (step, settings["total_steps"]), (num_episodes, settings["total_episodes"])
+    return max(count / total for count, total in counts if total)
+
+
+def budget(settings: Mapping[str, Any]) -> str:
+    """Return a run's budget in words."""
+    totals = {"steps": settings["total_steps"], "episodes": settings["total_episodes"]}
+    return " or ".join(f"{total:,} {unit}" for unit, total in totals.items() if total)
 
 
 def config_from_json(text: str) -> Config:
@@ -212,18 +301,41 @@ def load_job(path: str | None) -> Job:
     if not isinstance(axes, dict):
         raise ValueError(f"{path}: sweep = {axes!r}: must be a table, [sweep], of lists")
     _check_names(settings, path)
-    _check_names(axes, f"{path} [sweep]")
+    taken = set(settings)
+    columns = []
     for name, values in axes.items():
-        if not isinstance(values, list) or not values:
+        columns.append(_axis(name, values, f"{path} [sweep]"))
+        names = {each for value in columns[-1] for each in value}
+        if names & taken:
             raise ValueError(
-                f"{path} [sweep]: {name} = {values!r}: must be a list of one or more values to try"
+                f"{path}: {', '.join(sorted(names & taken))} is both a setting and a [sweep] axis,"
+                " or part of two axes: keep one of them"
             )
-        if name in settings:
-            raise ValueError(
-                f"{path}: {name} is both a setting and a [sweep] axis: keep one of them"
-            )
-    sweep = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+        taken |= names
+    sweep = [
+        {name: value for part in parts for name, value in part.items()}
+        for parts in itertools.product(*columns)
+    ]
     return Job(Path(path).stem, settings, sweep)
+
+
+def _axis(name: str, values: Any, source: str) -> list[dict[str, Any]]:
+    """Return what an axis sets at each of its places; ValueError if it is none."""
+    if not isinstance(values, list) or not values:
+        raise ValueError(
+            f"{source}: {name} = {values!r}: must be a list of one or more values to try"
+        )
+    if not all(isinstance(value, dict) for value in values):
+        _check_names({name: values}, source)
+        return [{name: value} for value in values]
+    for value in values:
+        _check_names(value, f"{source} {name}")
+        if value.keys() != values[0].keys():
+            raise ValueError(
+                f"{source}: {name} has tables of different settings"
+                f" ({', '.join(value.keys() ^ values[0].keys())}): must all set the same"
+            )
+    return values
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpi_rl.config import budget, spent
 from mpi_rl.lock import is_locked
 from mpi_rl.runfile import STATUSES, Run, read_runs
 from mpi_rl.timing import advice, in_words, server_load, shares
@@ -35,7 +36,10 @@ def problems_of(run: Run) -> list[str]:
         problems.append(f"/staleness has {run.staleness.shape[0]} rows, not {num_workers}")
     if problems:
         return problems
-    period, rollout = config["interval_period_steps"], config["n_steps"] * config["envs_per_worker"]
+    period, most = config["interval_period_steps"], config["n_steps"] * config["envs_per_worker"]
+    fewest = 1  # updates per interval
+    if config["algorithm"] == "genkidama":  # whose workers push once per episode
+        most, fewest = max(episodes["episode_length"], default=0), 0
     step, version = attributes["step"], attributes["version"]
     complete = attributes["status"] == "complete"
     ends = intervals["step"] // period
@@ -48,9 +52,9 @@ def problems_of(run: Run) -> list[str]:
             attributes["status"] in STATUSES
         ),
         "workers' steps do not add up to the step counter": workers["num_steps"].sum() == step,
-        "workers' updates do not add up to the version": workers["num_updates"].sum() == version,
-        "staleness does not count every update of every worker once": np.array_equal(
-            run.staleness.sum(axis=1), workers["num_updates"]
+        "workers' pushes do not add up to the version": workers["num_pushes"].sum() == version,
+        "staleness does not count every push of every worker once": np.array_equal(
+            run.staleness.sum(axis=1), workers["num_pushes"]
         ),
         "episodes do not agree with the workers' counts": np.array_equal(
             counts, workers["num_episodes"]
@@ -59,11 +63,16 @@ def problems_of(run: Run) -> list[str]:
             (lengths <= workers["num_steps"]).all()
         ),
         "episodes are out of order": bool((np.diff(episodes["step"]) >= 0).all()),
-        "intervals are repeated or out of order": bool((np.diff(intervals["version"]) > 0).all()),
-        "an interval is missing": (
-            rollout > period or np.array_equal(ends, np.arange(1, step // period + 1))
+        "intervals are repeated or out of order": bool(
+            (np.diff(intervals["version"]) >= fewest).all()
+            and (np.diff(intervals["step"]) > 0).all()
         ),
-        "complete, but short of its budget": not complete or step >= config["total_steps"],
+        "an interval is missing": (
+            most > period or np.array_equal(ends, np.arange(1, step // period + 1))
+        ),
+        "complete, but short of its budget": (
+            not complete or spent(config, step, len(episodes["step"])) >= 1
+        ),
         "complete, but its last interval does not end at its last step": (
             not complete or (len(intervals["step"]) > 0 and intervals["step"][-1] == step)
         ),
@@ -119,7 +128,7 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
                 f" {config['update_rule']} {config['learning_rate']:g}"
             ),
             (
-                f"  progress   {attributes['step']:,} of {config['total_steps']:,} steps,"
+                f"  progress   {attributes['step']:,} steps of {budget(config)},"
                 f" {attributes['version']:,} updates, {len(returns):,} episodes in {seconds:.0f} s"
                 f" ({attributes['step'] / max(seconds, 1e-9):,.0f} steps/s)"
             ),
@@ -129,6 +138,7 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
                 f" {', '.join(sorted(set(workers['node'])))}; mean staleness {staleness:.2f}"
                 " updates"
             ),
+            *_groups(run),
             f"  time       {in_words(shares(worker_s), server_load(server_s))}",
             *([f"             {hint}"] if hint else []),
             (
@@ -138,3 +148,23 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
             ),
         ]
     )
+
+
+def _groups(run: Run) -> list[str]:
+    """Return what the groups of a Genkidama run did, a line each."""
+    config, workers = run.config, run.tables["workers"]
+    if config["algorithm"] != "genkidama":
+        return []
+    lines = [
+        f"  exchange   server <- {1 - config['alpha']:g} server + {config['alpha']:g} group, then"
+        f" group <- {1 - config['beta']:g} group + {config['beta']:g} server"
+    ]
+    for group in np.unique(workers["group_id"]):
+        of = workers["group_id"] == group
+        did = {name: column[of].sum() for name, column in workers.items() if name[:4] == "num_"}
+        lines.append(
+            f"  group {group:<4} workers {', '.join(map(str, np.flatnonzero(of)))}:"
+            f" {did['num_pushes']:,} exchanges, {did['num_episodes']:,} episodes,"
+            f" {did['num_updates']:,} updates ({did['num_conflicts']:,} while another was made)"
+        )
+    return lines

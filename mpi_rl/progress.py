@@ -26,7 +26,8 @@ class Moment:
     """The numbers of one moment of a run."""
 
     step: int
-    total_steps: int
+    budget: str  # in words
+    spent: float  # share of the budget; more than 1 where it is overrun
     version: int
     num_episodes: int
     mean_return: float  # of the last 100 episodes; nan before the first
@@ -43,7 +44,7 @@ class Progress:
     def __init__(self, title: str) -> None:
         terminal = launcher_terminal()
         self._title, self._shown_s = title, -math.inf
-        self._recent: deque[tuple[float, int]] = deque()
+        self._recent: deque[tuple[float, Moment]] = deque()
         self._live: Live | None = None
         if terminal is not None and os.environ.get("TERM", "dumb") != "dumb":
             console = Console(
@@ -68,18 +69,19 @@ class Progress:
     def show(self, moment: Moment, last: bool = False) -> None:
         """Show ``moment``; as plain lines once per period only, and when it is the ``last``."""
         now = monotonic()
-        self._recent.append((now, moment.step))
+        self._recent.append((now, moment))
         while now - self._recent[0][0] > RATE_WINDOW_S and len(self._recent) > 2:
             self._recent.popleft()
-        elapsed, old_step = now - self._recent[0][0], self._recent[0][1]
-        steps_per_s = (moment.step - old_step) / elapsed if elapsed > 0 else 0.0
+        elapsed, old = now - self._recent[0][0], self._recent[0][1]
+        steps_per_s = (moment.step - old.step) / elapsed if elapsed > 0 else 0.0
+        left = time_left(moment.spent, moment.spent - old.spent, elapsed)
         if self._live:
-            self._live.update(self._view(moment, steps_per_s), refresh=True)
+            self._live.update(self._view(moment, steps_per_s, left), refresh=True)
         elif last or (elapsed > 0 and now - self._shown_s >= PLAIN_PERIOD_S):
             self._shown_s = now
-            print(plain_line(moment, steps_per_s), flush=True)
+            print(plain_line(moment, steps_per_s, left), flush=True)
 
-    def _view(self, moment: Moment, steps_per_s: float) -> Table:
+    def _view(self, moment: Moment, steps_per_s: float, left: str) -> Table:
         table = Table(
             title=self._title,
             title_justify="left",
@@ -91,12 +93,12 @@ class Progress:
         table.add_column()
         bar = Table.grid(padding=(0, 2, 0, 0))
         bar.add_row(
-            ProgressBar(moment.total_steps, min(moment.step, moment.total_steps), width=30),
-            f"{100 * moment.step / moment.total_steps:.1f} %",
+            ProgressBar(1, min(moment.spent, 1), width=30),
+            f"{100 * moment.spent:.1f} %",
         )
-        table.add_row("steps", f"{moment.step:,} of {moment.total_steps:,}")
+        table.add_row("steps", f"{moment.step:,}; the budget is {moment.budget}")
         table.add_row("", bar)
-        table.add_row("speed", f"{steps_per_s:,.0f} steps/s, {time_left(moment, steps_per_s)} left")
+        table.add_row("speed", f"{steps_per_s:,.0f} steps/s, {left} left")
         table.add_row(
             "return",
             f"{moment.mean_return:.1f}, mean of the last 100 of {moment.num_episodes:,}"
@@ -110,21 +112,24 @@ class Progress:
         return table
 
 
-def plain_line(moment: Moment, steps_per_s: float) -> str:
+def plain_line(moment: Moment, steps_per_s: float, left: str) -> str:
     """Return ``moment`` as one line."""
     return (
-        f"{moment.step:>11,} steps {100 * moment.step / moment.total_steps:5.1f} % "
-        f" {steps_per_s:>7,.0f} steps/s  {time_left(moment, steps_per_s):>8} left  return"
+        f"{moment.step:>11,} steps {100 * moment.spent:5.1f} % "
+        f" {steps_per_s:>7,.0f} steps/s  {left:>8} left  return"
         f" {moment.mean_return:8.1f}  episodes {moment.num_episodes:>7,}  staleness"
         f" {moment.mean_staleness:5.2f}  workers {moment.num_active_workers}"
     )
 
 
-def time_left(moment: Moment, steps_per_s: float) -> str:
-    """Return the time to the budget's end at this speed as h:mm:ss, or ? before it is known."""
-    if steps_per_s <= 0:
+def time_left(spent: float, lately: float, seconds: float) -> str:
+    """Return the time to the budget's end as h:mm:ss, or ? before it is known.
+
+    ``spent`` is the share of the budget spent so far, ``lately`` that of the last ``seconds``.
+    """
+    if lately <= 0:
         return "?"
-    seconds = round(max(0, moment.total_steps - moment.step) / steps_per_s)
+    seconds = round(max(0.0, 1 - spent) * seconds / lately)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 

@@ -1,12 +1,15 @@
 """What a running server writes down: counters, tables and everything that resuming needs."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, time
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpi_rl.config import budget, spent
 from mpi_rl.progress import Moment
 from mpi_rl.runfile import (
     KILLED,
@@ -24,6 +27,14 @@ from mpi_rl.timing import advice, server_load, shares
 
 RECENT_EPISODES = 100  # episodes that a run's current mean return is taken over
 _SUMS = ("policy_loss", "value_loss", "entropy", "grad_norm", "staleness")
+_COUNTS = (
+    "num_steps",
+    "num_episodes",
+    "num_updates",
+    "num_pushes",
+    "num_conflicts",
+    "num_torn_pulls",
+)
 
 
 class Snapshot(NamedTuple):
@@ -48,13 +59,14 @@ class Recorder:
         path: Path,
         origin: dict[str, Any],
         settings: dict[str, Any],
+        groups: Sequence[int],
         places: list[tuple[str, str]],
         params: np.ndarray,
         statistics: dict[str, np.ndarray],
     ) -> None:
-        """Start an empty record; ``places`` has each worker's node and transport."""
+        """Start an empty record; of each worker, its group, and its place: node and transport."""
         num_workers = len(places)
-        self.path, self._settings, self._places = path, settings, places
+        self.path, self._settings, self._groups, self._places = path, settings, groups, places
         self.attributes = {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
@@ -68,17 +80,16 @@ class Recorder:
         self.step = self.version = 0
         self._params, self._statistics = params, statistics
         self._tables = {name: Table(name) for name in ("episodes", "intervals", "events")}
-        # Each worker's steps, updates, episodes.
-        self._counts = np.zeros((3, num_workers), np.int64)
+        self._counts = [[0] * len(_COUNTS) for _ in places]
         self._first_push = np.zeros(num_workers)
         self._worker_s = np.zeros((num_workers, len(TABLES["timing/worker"])))
         self._server_s = dict.fromkeys(TABLES["timing/server"], 0.0)
         self._staleness = np.zeros((num_workers, 1), np.int64)
         self._periodic: list[Snapshot] = []
         self._best: Snapshot | None = None
-        # Sums over the interval's updates; where it began (step, version, seconds); its largest
-        # staleness; its last learning rate.
-        self._interval = [0.0] * (len(_SUMS) + 5)
+        # Sums over what was pushed in the interval, and its number; where it began (step, version,
+        # seconds); its largest staleness; its last learning rate.
+        self._interval = [0.0] * (len(_SUMS) + 6)
         self._rng_states = np.zeros((num_workers, 6), np.uint64)
         self._elapsed_s, self._clock_started = 0.0, monotonic()
         self._last_write = monotonic()
@@ -114,19 +125,30 @@ class Recorder:
         return None
 
     def push(
-        self, worker: int, header: np.void, learning_rate: float, num_active_workers: int
+        self,
+        worker: int,
+        header: np.void,
+        learning_rate: float,
+        num_active_workers: int,
+        is_report: bool = False,
     ) -> None:
-        """Record one applied gradient; ``header`` is what its worker sent."""
-        staleness = self.version - int(header["version"])
+        """Record what ``worker`` has done and sent as ``header``, an update of the parameters too.
+
+        With ``is_report`` they have not changed.
+        """
+        staleness = 0 if is_report else self.version - int(header["version"])
         steps, count = int(header["num_steps"]), int(header["num_episodes"])
         self.step += steps
-        self.version += 1
-        for i, more in enumerate((steps, 1, count)):
-            self._counts[i, worker] += more
+        counts = self._counts[worker]
+        more = steps, count, header["num_updates"], not is_report
+        for i, number in enumerate((*more, header["num_conflicts"], header["num_torn_pulls"])):
+            counts[i] += int(number)
         self._first_push[worker] = self._first_push[worker] or time()
         self._worker_s[worker] += header["phase_s"]
         self._rng_states[worker] = header["rng_state"]
-        self._count_staleness(worker, staleness)
+        if not is_report:
+            self.version += 1
+            self._count_staleness(worker, staleness)
         wall_time_s = self.wall_time_s()
         for episode in range(count):
             self._tables["episodes"].append(
@@ -138,14 +160,17 @@ class Recorder:
                 episode_length=header["episode_lengths"][episode],
             )
         interval = self._interval
-        for i, value in enumerate((*map(header.__getitem__, _SUMS[:-1]), staleness)):
+        for i, value in enumerate((*map(header.__getitem__, _SUMS[:-1]), staleness, 1)):
             interval[i] += float(value)
         interval[-2:] = max(interval[-2], staleness), learning_rate
         period = self._settings["interval_period_steps"]
         if self.step // period > (self.step - steps) // period:
             self._end_interval(num_active_workers)
         period = self._settings["snapshot_period_steps"]
-        if period and self.step // period > (self.step - steps) // period:
+        updates = self._settings["snapshot_period_updates"]
+        if (period and self.step // period > (self.step - steps) // period) or (
+            updates and not is_report and self.version % updates == 0
+        ):
             self._periodic.append(self._snapshot("periodic"))
 
     def serve_time(self, phase: str, seconds: float) -> None:
@@ -160,23 +185,23 @@ class Recorder:
         self._staleness[worker, staleness] += 1
 
     def _end_interval(self, num_active_workers: int) -> None:
-        *sums, step, version, began_s, staleness_max, learning_rate = self._interval
+        *sums, pushes, step, version, began_s, staleness_max, learning_rate = self._interval
         wall_time_s, count = self.wall_time_s(), self.version - version
         seconds = max(wall_time_s - began_s, 1e-9)
-        means = {name: value / count for name, value in zip(_SUMS, sums)}
+        means = {name: value / pushes for name, value in zip(_SUMS, sums)}
         self._tables["intervals"].append(
             step=self.step,
             version=self.version,
             wall_time_s=wall_time_s,
             learning_rate=learning_rate,
-            staleness_mean=means.pop("staleness"),
+            staleness_mean=means.pop("staleness") * pushes / count if count else math.nan,
             staleness_max=int(staleness_max),
             num_active_workers=num_active_workers,
             updates_per_s=count / seconds,
             steps_per_s=(self.step - step) / seconds,
             **means,
         )
-        self._interval = [0.0] * len(_SUMS) + [self.step, self.version, wall_time_s, 0, 0]
+        self._interval = [0.0] * (len(_SUMS) + 1) + [self.step, self.version, wall_time_s, 0, 0]
         if self.num_episodes >= RECENT_EPISODES:
             if self._best is None or self.mean_return() > self._best.mean_return:
                 self._best = self._snapshot("best")
@@ -191,6 +216,10 @@ class Recorder:
         """Episodes finished so far."""
         return len(self._tables["episodes"])
 
+    def spent(self) -> float:
+        """Return the share of the budget that is spent; 1 or more: all of it."""
+        return spent(self._settings, self.step, self.num_episodes)
+
     def mean_return(self) -> float:
         """Return the mean of the last RECENT_EPISODES episode returns; nan before the first."""
         return self._tables["episodes"].mean_of_last("episode_return", RECENT_EPISODES)
@@ -204,7 +233,8 @@ class Recorder:
         """Return what a person is shown of the run as it stands."""
         return Moment(
             self.step,
-            self._settings["total_steps"],
+            budget(self._settings),
+            self.spent(),
             self.version,
             self.num_episodes,
             self.mean_return(),
@@ -234,7 +264,7 @@ class Recorder:
 
     def finish(self, status: str) -> None:
         """Write the record with its final ``status``; a complete run may end in mid-interval."""
-        if status == "complete" and self.version > self._interval[-4]:
+        if status == "complete" and self._interval[-6]:
             self._end_interval(len(self._places))
         self.event(status)
         self.write(status)
@@ -258,8 +288,8 @@ class Recorder:
         tables = {name: table.columns() for name, table in self._tables.items()}
         tables["snapshots"] = table.columns()
         nodes, transports = np.array(self._places, object).T
-        counts = *self._counts, self._first_push
-        workers = (np.arange(len(self._places)), nodes, transports, *counts)
+        counts = *np.array(self._counts, np.int64).T, self._first_push
+        workers = np.arange(len(nodes)), np.array(self._groups), nodes, transports, *counts
         tables["workers"] = dict(zip(TABLES["workers"], workers))
         tables["timing/worker"] = self._worker_times()
         tables["timing/server"] = self._server_times()
@@ -285,7 +315,7 @@ class Recorder:
         for name, table in self._tables.items():
             table.extend(tables[name])
         workers = tables["workers"]
-        self._counts[:] = workers["num_steps"], workers["num_updates"], workers["num_episodes"]
+        self._counts = np.stack([workers[name] for name in _COUNTS], axis=1).tolist()
         self._worker_s[:] = np.stack([*tables["timing/worker"].values()], axis=1)
         self._server_s = {name: column.item() for name, column in tables["timing/server"].items()}
         self._staleness = run.staleness

@@ -29,7 +29,7 @@ import numpy as np
 SCHEMA = "mpi_rl run"
 COLLECTION_SCHEMA = "mpi_rl collection"
 BENCH_SCHEMA = "mpi_rl bench"
-SCHEMA_VERSION = 3  # of both; since 3 convolutions' weights are (side, side, in, out)
+SCHEMA_VERSION = 4  # of all; since 4 workers have groups and pushes
 REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
@@ -67,11 +67,16 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
         },
         "workers": {
             "worker_id": ("q", "1"),
+            "group_id": ("q", "1"),  # a3c: every worker is its own group
             "node": ("s", "text"),
             "transport": ("s", "text"),
             "num_steps": ("q", "steps"),
-            "num_updates": ("q", "updates"),
             "num_episodes": ("q", "1"),
+            "num_updates": ("q", "updates"),  # made of its gradients
+            "num_pushes": ("q", "updates"),  # to the server's parameters; genkidama: exchanges
+            # Updates of the group's parameters while another member made one; pulls likewise.
+            "num_conflicts": ("q", "updates"),
+            "num_torn_pulls": ("q", "1"),
             "first_push_s": ("d", "s since 1970"),  # of its last start; 0: none yet
         },
         "snapshots": {

@@ -1,7 +1,8 @@
 """Rank 0: collect pushes, apply the update rule, reply, record."""
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -27,18 +28,18 @@ class WorkerFailed(RuntimeError):
 
 def serve(
     link: ServerLink,
-    params: np.ndarray,
     update_rule: UpdateRule,
     recorder: Recorder,
     progress: Progress,
     config: Config,
+    groups: Sequence[int],
     stop_requested: Callable[[], str],
     spin: bool = False,
 ) -> None:
     """Serve until the budget is spent or a stop is requested, and every worker has been told.
 
-    ``params``, (P,), is changed in place by ``update_rule``; ``stop_requested`` returns the reason
-    for a stop, '' while there is none. Raises WorkerFailed when a worker reports an exception, and
+    ``groups`` has each worker's group; ``stop_requested`` returns the reason for a stop, '' while
+    there is none. Raises WorkerFailed when a worker reports an exception, and
     once every worker has been told to stop, or was waited for, what ``_Stop.end`` raises.
     """
 
@@ -46,7 +47,7 @@ def serve(
         progress.show(recorder.moment(len(active)), last)
 
     active, backoff, shown = set(range(link.num_workers)), Backoff(spin, link.bell), perf_counter()
-    stop = _Stop(stop_requested, recorder)
+    stop, tell = _Stop(stop_requested, recorder), _Commands(groups)
     stop.save()
     show()  # speed is measured from here on
     while active:
@@ -54,11 +55,10 @@ def serve(
         stop.look(began)
         arrived = link.poll()
         for worker in arrived:
-            rng_state = _take_in(link, worker, params, update_rule, recorder, config, len(active))
+            rng_state = _take_in(link, worker, update_rule, recorder, config, len(active))
             updated = perf_counter()
-            command = Command.CONTINUE
-            if stop.reason or recorder.step >= config.total_steps:
-                command = Command.STOP
+            command = tell(worker, bool(stop.reason) or recorder.spent() >= 1)
+            if command == Command.STOP:
                 active.remove(worker)
             link.reply(worker, recorder.version, command, rng_state)
             replied = perf_counter()
@@ -80,8 +80,25 @@ def serve(
             stop.save()
             recorder.serve_time("write", perf_counter() - now)
     stop.end(active)
-    recorder.finish("complete" if recorder.step >= config.total_steps else "checkpointed")
+    recorder.finish("complete" if recorder.spent() >= 1 else "checkpointed")
     show(last=True)
+
+
+class _Commands:
+    """What workers are told: members of a group, who all push once per meeting, the same."""
+
+    def __init__(self, groups: Sequence[int]) -> None:
+        self._groups, self._sizes = groups, Counter(groups)
+        self._asked: Counter[int] = Counter()
+        self._commands: dict[int, Command] = {}
+
+    def __call__(self, worker: int, is_over: bool) -> Command:
+        """Return what to answer ``worker``: STOP if it ``is_over`` for the first of its group."""
+        group = self._groups[worker]
+        if self._asked[group] % self._sizes[group] == 0:
+            self._commands[group] = Command.STOP if is_over else Command.CONTINUE
+        self._asked[group] += 1
+        return self._commands[group]
 
 
 class _Stop:
@@ -120,7 +137,6 @@ class _Stop:
 def _take_in(
     link: ServerLink,
     worker: int,
-    params: np.ndarray,
     update_rule: UpdateRule,
     recorder: Recorder,
     config: Config,
@@ -134,12 +150,14 @@ def _take_in(
     if header["kind"] == Kind.FAILED:
         raise WorkerFailed(f"worker {worker} (rank {worker + 1}) failed")
     if header["kind"] == Kind.JOIN:
-        np.copyto(link.params(worker), params)
+        np.copyto(link.params(worker), update_rule.start(worker))
         return recorder.join(worker, header["rng_state"])
     learning_rate = learning_rate_at(
         recorder.step, config.learning_rate, config.learning_rate_schedule, config.total_steps
     )
-    scale = clipping(float(header["grad_norm"]), config.max_grad_norm)
-    update_rule(link.grads(worker), link.params(worker), learning_rate, scale, worker)
-    recorder.push(worker, header, learning_rate, num_active_workers)
+    is_report = header["kind"] == Kind.REPORT
+    if not is_report:
+        scale = clipping(float(header["grad_norm"]), config.max_grad_norm)
+        update_rule(link.grads(worker), link.params(worker), learning_rate, scale, worker)
+    recorder.push(worker, header, learning_rate, num_active_workers, is_report)
     return None

@@ -45,7 +45,8 @@ class Kind(enum.IntEnum):
     """What a worker's header announces."""
 
     JOIN = 0  # ready to start: send parameters
-    PUSH = 1  # here is a gradient
+    PUSH = 1  # here is a gradient, or a group's parameters
+    REPORT = 3  # here is only what was done
     FAILED = 2  # an exception ended this worker
 
 
@@ -73,7 +74,12 @@ def header_dtype(max_episodes: int) -> np.dtype:
             ("kind", "i8"),
             ("worker", "i8"),  # 0-based
             ("version", "i8"),  # of the parameters that the gradient was taken at
+            # Since the last push: steps played, updates made of their gradients, and how many of
+            # those and of the pulls met another member's update of the group's parameters.
             ("num_steps", "i8"),
+            ("num_updates", "i8"),
+            ("num_conflicts", "i8"),
+            ("num_torn_pulls", "i8"),
             ("policy_loss", "f8"),
             ("value_loss", "f8"),
             ("entropy", "f8"),

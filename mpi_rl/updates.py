@@ -10,7 +10,7 @@ over memory and is used where it has been built.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,8 +31,21 @@ class UpdateRule(Protocol):
     ) -> None:
         """Change the parameters by one gradient of ``worker`` (0-based) and copy them."""
 
+    def start(self, worker: int) -> np.ndarray:
+        """Return the parameters that ``worker`` starts, or goes on, with."""
 
-class SharedRMSProp:
+
+class _Shared:
+    """What rules have in common whose parameters are all workers'."""
+
+    _params: np.ndarray
+
+    def start(self, worker: int) -> np.ndarray:
+        """Return the parameters."""
+        return self._params
+
+
+class SharedRMSProp(_Shared):
     """g <- decay g + (1 - decay) d^2; params <- params - learning_rate d / sqrt(g + epsilon).
 
     Mnih et al. 2016, equations S2 and S3: one g for all workers, and epsilon **inside** the root,
@@ -60,7 +73,7 @@ class SharedRMSProp:
         np.copyto(reply, params)
 
 
-class SharedAdam:
+class SharedAdam(_Shared):
     """Adam (Kingma & Ba 2015, algorithm 1) with one set of moments for all workers."""
 
     def __init__(self, params: np.ndarray, epsilon: float) -> None:
@@ -96,7 +109,7 @@ class SharedAdam:
         np.copyto(reply, params)
 
 
-class MomentumSGD:
+class MomentumSGD(_Shared):
     """v_w <- momentum v_w + d + weight_decay params; params <- params - learning_rate v_w.
 
     torch.optim.SGD's rule, with one velocity per worker w as in the Genkidama code, whose
@@ -158,6 +171,45 @@ class _Fused:
         self._calls[slot](*numbers)
 
 
+class Mixing:
+    """params <- (1 - alpha) params + alpha x: Genkidama's exchange, the server's half.
+
+    x are the parameters of a worker's group, which come as ``grads``; rate and scale are not used.
+    What the group has after its own half, (1 - beta) x + beta params, is kept as a statistic, so
+    that a run that is resumed gives each group its own parameters back.
+    """
+
+    def __init__(
+        self, params: np.ndarray, alpha: float, beta: float, groups: Sequence[int]
+    ) -> None:
+        """Take each worker's group, and both strengths, from 0 to 1."""
+        self.statistics = {"group_params": np.tile(params, (len(set(groups)), 1))}
+        self._params, self._alpha, self._beta, self._groups = params, alpha, beta, groups
+        self._scratch = _Scratch(params)
+
+    def __call__(
+        self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float, worker: int
+    ) -> None:
+        mix(self._params, grads, self._alpha, self._scratch())
+        np.copyto(reply, self._params)
+        group = self.start(worker)
+        np.copyto(group, grads)
+        mix(group, reply, self._beta, self._scratch())
+
+    def start(self, worker: int) -> np.ndarray:
+        """Return the parameters of the worker's group."""
+        return self.statistics["group_params"][self._groups[worker]]
+
+
+def mix(params: np.ndarray, others: np.ndarray, share: float, scratch: np.ndarray) -> None:
+    """params <- (1 - share) params + share others, in place; ``scratch`` is another such vector.
+
+    With share 0 and 1 it is exactly the one or the other.
+    """
+    params *= np.float32(1 - share)
+    params += np.multiply(others, np.float32(share), out=scratch)
+
+
 class _Scratch:
     """A vector like ``params`` that is made when it is first asked for."""
 
@@ -179,6 +231,15 @@ def make_update_rule(
     if settings["update_rule"] == "adam":
         return SharedAdam(params, settings["epsilon"])
     return MomentumSGD(params, settings["momentum"], settings["weight_decay"], num_workers)
+
+
+def server_rule(
+    settings: Mapping[str, Any], params: np.ndarray, groups: Sequence[int]
+) -> UpdateRule:
+    """Return what the server does with pushes by workers of these ``groups``."""
+    if settings["algorithm"] == "genkidama":
+        return Mixing(params, settings["alpha"], settings["beta"], groups)
+    return make_update_rule(settings, params, len(groups))
 
 
 def clipping(grad_norm: float, max_grad_norm: float) -> float:

@@ -10,6 +10,9 @@ SETTINGS = dict(
     interval_period_steps=100,
     snapshot_period_steps=0,
     total_steps=2000,
+    total_episodes=0,
+    snapshot_period_updates=0,
+    algorithm="a3c",
     checkpoint_period_s=1000.0,
     seed=5,
     env="CartPole-v1",
@@ -35,13 +38,14 @@ def header(version=0, num_steps=50, returns=(), lengths=(), **values):
         returns,
         lengths,
     )
+    record["num_updates"] = 1
     record["phase_s"] = 1, 2, 3, 0, 4, 6
     for name, value in values.items():
         record[name] = value
     return record
 
 
-def recorder(path, workers=2, params=None, statistics=None, **settings):
+def recorder(path, workers=2, params=None, statistics=None, groups=None, **settings):
     """A recorder of a made-up run."""
     from mpi_rl.recorder import Recorder
 
@@ -59,4 +63,6 @@ def recorder(path, workers=2, params=None, statistics=None, **settings):
     )
     params = np.arange(3, dtype=np.float32) if params is None else params
     places = [("here", "window")] * workers
-    return Recorder(path, attributes, {**SETTINGS, **settings}, places, params, statistics or {})
+    settings = {**SETTINGS, **settings}
+    groups = groups or range(workers)
+    return Recorder(path, attributes, settings, groups, places, params, statistics or {})

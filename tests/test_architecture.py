@@ -12,6 +12,7 @@ ROWS = {
     "bench_ranks": 5,
     "server": 4,
     "a3c": 4,
+    "genkidama": 4,
     "commands": 6,
     "agent": 3,
     "collect": 3,
@@ -24,6 +25,7 @@ ROWS = {
     "convnet": 2,
     "torchnet": 2,
     "standing": 2,
+    "group": 2,
     "config": 1,
     "envs": 1,
     "networks": 1,
@@ -40,7 +42,7 @@ ROWS = {
     "__init__": 0,
 }
 HOMES = {
-    "mpi4py": {"transport", "bench_ranks", "bench_imports", "__main__"},
+    "mpi4py": {"transport", "group", "bench_ranks", "bench_imports", "__main__"},
     "h5py": {"runfile"},
     "torch": {"torchnet", "bench_imports"},
     "gymnasium": {"envs"},

@@ -60,7 +60,7 @@ def test_sweep_is_the_product_in_file_order(tmp_path):
         ("hidden_sizes = []", r"hidden_sizes = \[\]: must be a list of whole numbers"),
         ("hidden_sizes = [128, 0]", "hidden_sizes = 0: must be at least 1"),
         ("n_steps = 0", "n_steps = 0: must be at least 1"),
-        ("total_steps = -5", "total_steps = -5: must be at least 1"),
+        ("total_steps = -5", "total_steps = -5: must be at least 0"),
         ("envs_per_worker = 65", "envs_per_worker = 65: must be at most 64"),
         ("learning_rate = 0", "learning_rate = 0.0: must be above 0"),
         ("gamma = 1.5", "gamma = 1.5: must be at most 1"),

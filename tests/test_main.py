@@ -132,7 +132,7 @@ def test_a_dry_run_says_where_the_run_stands(tmp_path):
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    assert stands() == "new: results/lunar_lander/0.h5, step 0 of 2,000,000\n"
+    assert stands() == "new: results/lunar_lander/0.h5, step 0 of 2,000,000 steps\n"
     path = tmp_path / "run.h5"
     settings = {**vars(Config(env="CartPole-v1", total_steps=2000)), "num_workers": 2}
     record = recorder(path, **settings)
@@ -142,11 +142,11 @@ def test_a_dry_run_says_where_the_run_stands(tmp_path):
     for status in ("running", "checkpointed"):
         record.step = 120
         record.write(status)
-        assert stands(*arguments) == f"unfinished: {path}, step 120 of 2,000\n"
+        assert stands(*arguments) == f"unfinished: {path}, step 120 of 2,000 steps\n"
     record.step = 2000
     for status in ("failed", "complete"):
         record.write(status)
-        assert stands(*arguments) == f"{status}: {path}, step 2,000 of 2,000\n"
+        assert stands(*arguments) == f"{status}: {path}, step 2,000 of 2,000 steps\n"
     assert stands(*arguments, "--overwrite").startswith("new")
     other = mpi_rl("train", *arguments, "--gamma", 0.5, "--dry-run", cwd=tmp_path)
     assert other.returncode == 2 and "complete, and of another configuration (gamma" in other.stderr

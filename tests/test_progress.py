@@ -10,7 +10,8 @@ def moment(**changes):
         **{
             **dict(
                 step=250_000,
-                total_steps=1_000_000,
+                budget="1,000,000 steps",
+                spent=0.25,
                 version=2000,
                 num_episodes=321,
                 mean_return=-12.34,
@@ -26,7 +27,7 @@ def moment(**changes):
 
 
 def test_plain_line_names_what_users_look_for():
-    line = plain_line(moment(), 5000.0)
+    line = plain_line(moment(), 5000.0, "0:02:30")
     for part in (
         "250,000 steps",
         "25.0 %",
@@ -40,16 +41,16 @@ def test_plain_line_names_what_users_look_for():
 
 
 @pytest.mark.parametrize(
-    "step, rate, expected", [(0, 0.0, "?"), (0, 100.0, "2:46:40"), (10**7, 100.0, "0:00:00")]
+    "spent, lately, expected", [(0, 0.0, "?"), (0, 0.002, "2:46:40"), (1.5, 0.002, "0:00:00")]
 )
-def test_time_left(step, rate, expected):
-    assert time_left(moment(step=step), rate) == expected
+def test_time_left(spent, lately, expected):
+    assert time_left(spent, lately, 20.0) == expected
 
 
 def test_plain_lines_come_once_per_period_and_at_the_end(capsys):
     with Progress("title") as progress:
         for step in range(5):
-            progress.show(moment(step=1000 * step, mean_return=math.nan))
-        progress.show(moment(step=10**6), last=True)
+            progress.show(moment(step=1000 * step, spent=step / 1000, mean_return=math.nan))
+        progress.show(moment(step=10**6, spent=1.0), last=True)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "?" not in lines[0] and "100.0 %" in lines[1]

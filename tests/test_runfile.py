@@ -62,7 +62,7 @@ def test_a_flipped_byte_in_a_column_is_noticed(path):
     "change, problem",
     [
         (lambda file: file.attrs.modify("step", 1499), "steps do not add up"),
-        (lambda file: file.attrs.modify("version", 31), "updates do not add up"),
+        (lambda file: file.attrs.modify("version", 31), "pushes do not add up"),
         (
             lambda file: file["workers/num_episodes"].write_direct(np.array([30, 29])),
             "episodes do not agree",
@@ -77,7 +77,7 @@ def test_a_flipped_byte_in_a_column_is_noticed(path):
         ),
         (
             lambda file: file["intervals/step"].write_direct(
-                np.array([100, 100, *range(300, 1501, 100)])
+                np.array([100, 150, *range(300, 1501, 100)])
             ),
             "missing",
         ),

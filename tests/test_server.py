@@ -72,14 +72,18 @@ def run(tmp_path, link, stop_requested=lambda: ""):
     params = np.zeros(2, np.float32)
     applied = []
 
-    def rule(grads, reply, learning_rate, scale, worker):
-        applied.append((worker, learning_rate, scale * grads))
-        params[:] -= learning_rate * scale * grads
-        reply[:] = params
+    class Rule:
+        def start(self, worker):
+            return params
+
+        def __call__(self, grads, reply, learning_rate, scale, worker):
+            applied.append((worker, learning_rate, scale * grads))
+            params[:] -= learning_rate * scale * grads
+            reply[:] = params
 
     record = recorder(tmp_path / "run.h5", link.num_workers, params, **dataclasses.asdict(CONFIG))
     with Progress("test") as progress:
-        serve(link, params, rule, record, progress, CONFIG, stop_requested)
+        serve(link, Rule(), record, progress, CONFIG, range(link.num_workers), stop_requested)
     return params, applied, record
 
 
@@ -118,7 +122,7 @@ def test_serving_allocates_nothing_of_the_parameters_size(tmp_path, update_rule)
     rule = make_update_rule(settings, params, 1)
     record = recorder(tmp_path / "run.h5", 1, params, rule.statistics, **settings)
     with Progress("test") as progress:
-        serve(link, params, rule, record, progress, config, lambda: "")
+        serve(link, rule, record, progress, config, [0], lambda: "")
     assert 0 < link.peak < params.nbytes / 10
     np.testing.assert_array_equal(link._params[0], params)  # the reply, without a copy of its own
 

@@ -1,0 +1,89 @@
+"""Groups: workers of one node that share parameters, and meet asleep."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from mpi_rl.transport import sleeping_barrier
+from mpi_rl.updates import UpdateRule
+
+_LINE = 64  # bytes: members' flags are so far apart
+
+
+def groups_of(nodes: Sequence[str], size: int) -> tuple[int, ...]:
+    """Return the group of each worker, whose nodes are given: ``size`` neighbours of one node.
+
+    Raises ValueError where a group would have to straddle nodes.
+    """
+    for node, count in Counter(nodes).items():
+        if count % size:
+            raise ValueError(
+                f"group_size = {size}: node {node} has {count} worker(s), no multiple of it, and a"
+                " group cannot straddle nodes: place the ranks otherwise (srun"
+                " --distribution=arbitrary, mpirun with a host file; the server is one rank more on"
+                " the first node), or choose a group_size that divides every node's workers"
+            )
+    by_node = sorted(range(len(nodes)), key=lambda worker: (nodes.index(nodes[worker]), worker))
+    groups = [0] * len(nodes)
+    for place, worker in enumerate(by_node):
+        groups[worker] = place // size
+    return tuple(groups)
+
+
+class Group:
+    """A member's end of its group: ``params``, (P,), which all change without a lock (Hogwild)."""
+
+    def __init__(self, comm: MPI.Intracomm, ranks: Sequence[int], num_params: int) -> None:
+        """Meet the group's members, which have these ``ranks`` in ``comm``."""
+        self._comm = comm.Create_group(comm.Get_group().Incl(ranks), tag=ranks[0])
+        self.is_leader = self._comm.rank == 0
+        flags = _LINE * len(ranks)
+        room = flags + 4 * num_params if self.is_leader else 0
+        self._window = MPI.Win.Allocate_shared(room, 1, comm=self._comm)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        buffer: Any = self._window.Shared_query(0)[0]
+        memory = np.frombuffer(buffer, np.uint8)
+        # 1 while that member is changing params; there are no locks, so this only says roughly.
+        self._at_work = memory[:flags].view(np.int64)[:: _LINE // 8]
+        self.params = memory[flags : flags + 4 * num_params].view(np.float32)
+        self._copy = np.zeros(num_params, np.float32)
+
+    def meet(self) -> None:
+        """Wait for all members; what they wrote before is seen by all."""
+        self._window.Sync()
+        sleeping_barrier(self._comm)
+        self._window.Sync()
+
+    def update(
+        self, rule: UpdateRule, grads: np.ndarray, learning_rate: float, scale: float
+    ) -> bool:
+        """Change ``params`` by ``rule``; say whether another member did at the same time.
+
+        Then some of either's changes may be lost.
+        """
+        me, at_work = self._comm.rank, self._at_work
+        at_work[me] = 1
+        met = at_work.sum() > 1
+        rule(grads, self._copy, learning_rate, scale, 0)
+        met |= at_work.sum() > 1
+        at_work[me] = 0
+        return bool(met)
+
+    def pull(self, params: np.ndarray) -> bool:
+        """Copy the group's parameters to ``params``; say whether a member changed them meanwhile.
+
+        Then some of them may be older than others.
+        """
+        met = self._at_work.any()
+        np.copyto(params, self.params)
+        return bool(met or self._at_work.any())
+
+    def close(self) -> None:
+        """Leave together with all members."""
+        self.meet()
+        self._window.Unlock_all()
+        self._window.Free()
+        self._comm.Free()

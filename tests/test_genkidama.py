@@ -1,0 +1,206 @@
+"""Groups that average with the server: hand numbers, whole runs, failures."""
+
+import ast
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from mpi_rl.group import groups_of
+from mpi_rl.inspect import summary, verify_run
+from mpi_rl.recorder import RESUMED
+from mpi_rl.runfile import read_run
+from mpi_rl.server import _Commands
+from mpi_rl.transport import Command
+from mpi_rl.updates import Mixing, mix
+from tests.ranks import ROOT, finish, mpirun, rank, start, wait_for
+
+THESIS = ROOT / "jobs" / "lunar_lander_thesis_genkidama.toml"
+SMALL = ("train", THESIS, "--hidden-sizes", 8, "--output", "run.h5")
+
+
+LONG = (*SMALL, "--total-episodes", 10**6, "--checkpoint-period-s", 0.2)
+PAIRS = ("--num-workers", 4, "--group-size", 2)
+
+
+def version_of(path):
+    return read_run(path).attributes["version"]
+
+
+def started(folder, num_ranks, *arguments, version):
+    """Start a run, and wait until its file knows a later ``version``."""
+    process = start(num_ranks, *LONG, *arguments, cwd=folder)
+    wait_for(folder / "run.h5", process)
+    deadline = time.monotonic() + 60
+    while version_of(folder / "run.h5") <= version:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def stopped(process):
+    """Let a run save itself."""
+    os.kill(rank(process, 0), signal.SIGINT)
+    result = finish(process)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+
+
+def vector(*values):
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize(
+    "alpha, beta, server, group",
+    [
+        (0, 0, 8, 4),  # nothing moves
+        (1, 0, 4, 4),  # the server takes the group's
+        (0, 1, 8, 8),  # the group takes the server's
+        (1, 1, 4, 4),
+        (0.25, 0, 7, 4),  # .75 8 + .25 4
+        (0.25, 0.5, 7, 5.5),  # the group sees the server's new ones
+        (0.5, 0.75, 6, 5.5),
+    ],
+)
+def test_one_exchange_equals_hand_numbers(alpha, beta, server, group):
+    params, reply = vector(8, -8), vector(0, 0)
+    rule = Mixing(params, alpha, beta, [0, 0, 1, 1])
+    rule(vector(4, -4), reply, 0.1, 0.5, 3)  # rates and scales are for gradients
+    assert params.tolist() == reply.tolist() == [server, -server]
+    assert rule.start(2).tolist() == [group, -group] and rule.start(0).tolist() == [8, -8]
+
+
+def test_mixing_is_exact_at_its_ends():
+    rng = np.random.default_rng(0)
+    ours, theirs = (rng.normal(size=1000).astype(np.float32) for _ in range(2))
+    for share, wanted in ((0, ours), (1, theirs)):
+        mixed = ours.copy()
+        mix(mixed, theirs, share, np.zeros_like(ours))
+        np.testing.assert_array_equal(mixed, wanted)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("transport", ["window", "message"])
+@pytest.mark.parametrize(
+    "alpha, beta, order, expected",
+    [
+        # Group 0 adds 1 in an episode, group 1 adds 2; written as server, group.
+        (0, 0, "0,1,0", [0, 2, 2]),
+        (1, 0, "0,1,0", [2, 2, 2]),  # the server has what came last
+        (0, 1, "0,1,0", [0, 0, 0]),  # groups get the server's zeros each time
+        (1, 1, "0,1,0", [2, 2, 2]),  # 1, then 2, then 1 + 1
+        (0.5, 0, "0,0,1", [1.625, 2, 2]),  # .5, then .25 + 1 = 1.25, then .625 + 1
+        # .5 | .75; of 1.75: .25 + .875 = 1.125 | .875 + .5625; of 2: .5625 + 1 = 1.5625 | 1.78125
+        (0.5, 0.5, "0,0,1", [1.5625, 1.4375, 1.78125]),
+    ],
+)
+def test_exchanges_equal_hand_numbers(tmp_path, transport, alpha, beta, order, expected):
+    program = (ROOT / "tests" / "mixing.py",)
+    result = mpirun(3, transport, alpha, beta, order, cwd=tmp_path, program=program)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert ast.literal_eval(result.stdout) == expected
+
+
+def test_groups_are_neighbours_on_one_node():
+    assert groups_of(["a"] * 8, 4) == (0, 0, 0, 0, 1, 1, 1, 1)
+    assert groups_of(["a", "b", "a", "b"], 2) == (0, 1, 0, 1)
+    assert groups_of(["b", "a", "a"], 1) == (0, 1, 2)
+    with pytest.raises(
+        ValueError, match=r"node a has 3 worker\(s\), no multiple .* cannot straddle"
+    ):
+        groups_of(["a", "a", "a", "b", "b"], 2)
+
+
+def test_members_of_a_group_are_told_the_same():
+    tell = _Commands([0, 0, 1])
+    told = [tell(worker, over) for worker, over in ((0, False), (1, True), (1, True), (0, False))]
+    assert told == [Command.CONTINUE] * 2 + [Command.STOP] * 2
+    assert tell(2, True) == Command.STOP
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("transport", ["window", "message"])
+def test_two_groups_of_four_run_as_in_the_thesis(tmp_path, transport):
+    budget = ("--total-episodes", 80, "--snapshot-period-updates", 4)
+    result = mpirun(9, *SMALL, *budget, "--transport", transport, cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert verify_run(tmp_path / "run.h5") == []
+    run = read_run(tmp_path / "run.h5")
+    workers, version = run.tables["workers"], run.attributes["version"]
+    assert workers["group_id"].tolist() == [0] * 4 + [1] * 4
+    exchanges = workers["num_pushes"]
+    assert exchanges[[0, 4]].sum() == version and (exchanges[[1, 2, 3, 5, 6, 7]] == 0).all()
+    # Each exchange ends an episode of every member; members hear together when it is over.
+    np.testing.assert_array_equal(workers["num_episodes"], np.repeat(exchanges[[0, 4]], 4))
+    assert 80 <= len(run.episodes["step"]) < 80 + 2 * 2 * 4
+    snapshots = run.tables["snapshots"]
+    periodic = snapshots["version"][snapshots["kind"] == "periodic"]
+    assert periodic.tolist() == list(range(4, version + 1, 4))
+    text = summary(tmp_path / "run.h5")
+    assert "server <- 0.9 server + 0.1 group, then group <- 1 group + 0 server" in text
+    assert f"workers 4, 5, 6, 7: {exchanges[4]:,} exchanges" in text
+
+
+@pytest.mark.mpi
+def test_with_one_group_alpha_1_and_beta_0_the_server_equals_the_group_bit_for_bit(tmp_path):
+    stopped(started(tmp_path, 3, "--num-workers", 2, "--group-size", 2, "--alpha", 1, version=3))
+    state = read_run(tmp_path / "run.h5", with_state=True).state
+    np.testing.assert_array_equal(state["params"], state["update_rule/group_params"][0])
+
+
+@pytest.mark.mpi
+def test_a_resumed_run_gives_each_group_its_own_parameters_back(tmp_path):
+    path = tmp_path / "run.h5"
+    stopped(started(tmp_path, 5, *PAIRS, version=5))
+    first = read_run(path, with_state=True)
+    assert first.attributes["status"] == "checkpointed" and verify_run(path) == []
+    of_groups = first.state["update_rule/group_params"]
+    assert not np.array_equal(*of_groups)  # with beta 0 they never meet
+    stopped(started(tmp_path, 5, *PAIRS, version=first.attributes["version"]))
+    again = read_run(path, with_state=True)
+    assert again.attributes["restart_count"] == 1 and verify_run(path) == []
+    assert RESUMED in again.tables["events"]["kind"]
+    moved = np.abs(again.state["update_rule/group_params"] - of_groups).max()
+    apart = np.abs(of_groups[0] - of_groups[1]).max()
+    assert 0 < moved < apart  # a few more updates, and not the other group's parameters
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_member_that_dies_in_mid_episode_keeps_nobody_waiting(tmp_path, number):
+    path = tmp_path / "run.h5"
+    run = started(tmp_path, 5, *PAIRS, version=5)
+    os.kill(rank(run, number), signal.SIGKILL)
+    began = time.monotonic()
+    assert finish(run, timeout_s=30).returncode != 0
+    assert time.monotonic() - began < 20
+    assert verify_run(path) == [] and read_run(path).attributes["version"] > 5
+
+
+@pytest.mark.mpi
+def test_a_slowed_group_exchanges_less_often(tmp_path):
+    slow = (*PAIRS, "--group-slowdown", 8, "--total-episodes", 200)
+    assert mpirun(5, *SMALL, *slow, cwd=tmp_path).returncode == 0
+    pushes = read_run(tmp_path / "run.h5").tables["workers"]["num_pushes"]
+    assert 0 < 2 * pushes[2] < pushes[0]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ("--group-size", 3),
+            "num_workers = 8 with group_size = 3: must be a multiple of it, like 9",
+        ),
+        (("--envs-per-worker", 4), "envs_per_worker = 4 with algorithm = 'genkidama': must be 1"),
+        (("--algorithm", "a3c"), "group_size = 4 with algorithm = 'a3c'"),
+        (("--total-episodes", 0), "total_steps = 0 and total_episodes = 0"),
+    ],
+)
+def test_what_groups_cannot_do_is_refused_in_one_line(tmp_path, arguments, message):
+    result = mpirun(9, *SMALL, *arguments, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("mpi_rl: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
