@@ -90,7 +90,7 @@ class Agent:
         steps, envs = config.n_steps, config.envs_per_worker
         # A time for each step, one for what the last step led to, and one for other observations.
         self._network = make_network(network, params, grads, steps + 2, envs)
-        self._envs, self._num_actions = make_envs(spec, envs), spec.num_actions
+        self._envs = make_envs(spec, envs)
         self._observations = np.zeros((envs, *spec.observation_shape), np.float32)
         self._logits = np.zeros((steps, envs, spec.num_actions), np.float32)
         self._actions = np.zeros((steps, envs), np.int64)
@@ -108,8 +108,10 @@ class Agent:
         """Play n_steps in every environment; a single one stops at its episode's end (S3)."""
         config, network, logits, actions = self._config, self._network, self._logits, self._actions
         now = perf_counter()
-        by_chance = self._drawn_uniformly()
         noise = self.rng.gumbel(size=logits.shape).astype(np.float32)
+        if config.uniform_action_prob:  # where an action is drawn uniformly, it is sure to win
+            at = np.nonzero(self.rng.random(actions.shape) < config.uniform_action_prob)
+            noise[*at, self.rng.integers(logits.shape[-1], size=len(at[0]))] = math.inf
         observations = self._observations
         self._terminated[:] = self._truncated[:] = False
         ends: list[tuple[int, int]] = []  # (t, e) of every recorded episode's last step
@@ -119,8 +121,6 @@ class Agent:
             logits[t] = network.logits(t, observations)
             # The largest of logits + Gumbel noise is a draw from softmax(logits).
             np.add(noise[t], logits[t], noise[t]).argmax(1, actions[t])
-            if by_chance is not None:
-                np.copyto(actions[t], by_chance[t], where=by_chance[t] >= 0)
             before, now = now, perf_counter()
             act_s += now - before
             result = self._envs.step(actions[t])
@@ -154,14 +154,6 @@ class Agent:
             env_s,
             act_s,
         )
-
-    def _drawn_uniformly(self) -> np.ndarray | None:
-        """Return the actions, (T, E), that are not the policy's choice, and -1 where it has one."""
-        probability = self._config.uniform_action_prob
-        if not probability:
-            return None
-        chosen = self.rng.random(self._actions.shape) >= probability
-        return np.where(chosen, -1, self.rng.integers(self._num_actions, size=chosen.shape))
 
     def _finish_episodes(
         self, ends: list[tuple[int, int]], length: int

@@ -46,7 +46,12 @@ class Tape:
         return StepResult(self.observations[t + 1], self.rewards[t], *ends)
 
 
-def paper_loss(params, tape, actions, advantages_at):
+# What the thesis' code has that the paper has not.
+THESIS = dict(bootstrap="last", time_limit_terminates=True, mean_loss=True)
+VARIANTS = [{}, THESIS, *({name: value} for name, value in THESIS.items())]
+
+
+def paper_loss(params, tape, actions, advantages_at, variant={}):
     """Algorithm S3 in slow loops, in double; advantages are constants, of ``advantages_at``."""
 
     def forward(vector, observation):
@@ -58,10 +63,13 @@ def paper_loss(params, tape, actions, advantages_at):
 
     total = 0.0
     for e in range(ENVS):
-        _, following = forward(advantages_at, tape.observations[STEPS, e])
+        last = STEPS - 1 if "bootstrap" in variant else STEPS
+        _, following = forward(advantages_at, tape.observations[last, e])
         for t in reversed(range(STEPS)):
             if tape.truncated[t, e]:
                 _, following = forward(advantages_at, tape.final[e])
+            if tape.truncated[t, e] and "time_limit_terminates" in variant:
+                following = 0.0
             if tape.terminated[t, e]:
                 following = 0.0
             following = tape.rewards[t, e] + CONFIG.gamma * following
@@ -70,17 +78,18 @@ def paper_loss(params, tape, actions, advantages_at):
             entropy = -sum(p * math.log(p) for p in probabilities)
             total += -math.log(probabilities[actions[t, e]]) * advantage
             total += CONFIG.value_coef * (following - value) ** 2 - CONFIG.entropy_coef * entropy
-    return total / ENVS
+    return total / ENVS / (STEPS if "mean_loss" in variant else 1)
 
 
-def learned():
+def learned(variant):
     """Play and learn from a tape; return it with actions, parameters, gradient and losses."""
-    settings = dataclasses.asdict(CONFIG)
+    config = dataclasses.replace(CONFIG, **variant)
+    settings = dataclasses.asdict(config)
     spec = env_spec(settings)
     network = network_spec(settings, spec.observation_shape, spec.num_actions)
     params = initial_params(network, 1)
     grads, tape = np.full_like(params, np.nan), Tape()
-    player = Agent(CONFIG, spec, network, params, grads, make_rng(1, 0))
+    player = Agent(config, spec, network, params, grads, make_rng(1, 0))
     player._envs = tape
     player.reset()
     played = player.collect()
@@ -89,26 +98,31 @@ def learned():
     return tape, played.actions, params, grads, losses
 
 
-def test_losses_are_the_papers_in_slow_loops():
-    tape, actions, params, _, losses = learned()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_are_the_papers_in_slow_loops(variant):
+    tape, actions, params, _, losses = learned(variant)
     parts = (
         losses.policy_loss
         + CONFIG.value_coef * losses.value_loss
         - CONFIG.entropy_coef * losses.entropy
     )
-    # Parts are means per step; the loss sums over the steps.
-    assert parts * STEPS == pytest.approx(paper_loss(params, tape, actions, params), rel=1e-5)
+    # Parts are means per step; the paper's loss sums over the steps.
+    count = 1 if "mean_loss" in variant else STEPS
+    loss = paper_loss(params, tape, actions, params, variant)
+    assert parts * count == pytest.approx(loss, rel=1e-5)
 
 
-def test_gradient_equals_finite_differences_of_the_papers_loss():
-    tape, actions, params, grads, _ = learned()
+@pytest.mark.parametrize("variant", VARIANTS[:2])
+def test_gradient_equals_finite_differences_of_the_papers_loss(variant):
+    tape, actions, params, grads, _ = learned(variant)
     centre, step = params.astype(np.float64), 1e-6
     expected = np.zeros(params.size)
     for i in range(params.size):
         shift = np.zeros(params.size)
         shift[i] = step
-        above = paper_loss(centre + shift, tape, actions, centre)
-        expected[i] = (above - paper_loss(centre - shift, tape, actions, centre)) / (2 * step)
+        above = paper_loss(centre + shift, tape, actions, centre, variant)
+        below = paper_loss(centre - shift, tape, actions, centre, variant)
+        expected[i] = (above - below) / (2 * step)
     np.testing.assert_allclose(grads, expected, rtol=2e-4, atol=2e-5)
 
 
@@ -209,6 +223,13 @@ def test_actions_are_drawn_from_the_policys_distribution():
     acting(player, lambda observations: np.tile(np.log([0.2, 0.8]), (8, 1)))
     share = np.mean([player.collect().actions.mean() for _ in range(3)])
     assert share == pytest.approx(0.8, abs=0.02)  # 12,000 draws: 5 standard deviations
+
+
+def test_a_share_of_actions_is_drawn_uniformly():
+    player = agent(envs_per_worker=8, n_steps=500, uniform_action_prob=0.4)
+    acting(player, lambda observations: np.tile([50.0, -50.0], (8, 1)))
+    share = np.mean([player.collect().actions.mean() for _ in range(3)])
+    assert share == pytest.approx(0.2, abs=0.02)  # half of the uniform ones
 
 
 def test_random_streams_differ_by_worker_and_seed_and_can_be_restored():
