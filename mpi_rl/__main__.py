@@ -4,6 +4,7 @@
     python -m mpi_rl list|submit|collect JOB
     python -m mpi_rl inspect [--verify] FILE...
     python -m mpi_rl record FILE
+    mpirun -n 3 python -m mpi_rl evaluate FILE...
 
 Without arguments LunarLander-v3 is trained, in a minute or two, into results/lunar_lander/0.h5.
 Exit status: 0 done (or checkpointed, when told to stop), 1 a rank failed, 2 bad input: nothing was
@@ -65,6 +66,8 @@ def main() -> None:
         arguments = ["train", *arguments]
     if arguments[0] == "train" and "--dry-run" not in arguments:
         sys.exit(_train(arguments))
+    if _launcher_rank() != "0":  # one of several ranks speaks
+        sys.stdout = sys.stderr = open(os.devnull, "w")
     result, status = answer(lambda: parse(arguments))
     sys.exit(status or result)
 

@@ -289,6 +289,35 @@ def inspect_runs(files: tuple[Path, ...], verify: bool) -> int:
     return 1 if problems else 0
 
 
+@cli.command("evaluate")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--episodes",
+    default=500,
+    show_default=True,
+    type=click.IntRange(1),
+    help="episodes of each snapshot",
+)
+@click.option(
+    "--greedy", is_flag=True, help="take the likeliest action instead of sampling as in training"
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="of episodes and actions"
+)
+@click.option("--overwrite", is_flag=True, help="replace evaluations of other episodes")
+def evaluate_runs(
+    files: tuple[Path, ...], episodes: int, greedy: bool, seed: int, overwrite: bool
+) -> int:
+    """Play every snapshot of complete runs; the returns go into the run FILES.
+
+    Under mpirun or srun all ranks but the first play. Snapshots that have been played already are
+    left out: after an interruption the same command goes on.
+    """
+    from mpi_rl.evaluate import Request, evaluate
+
+    return evaluate(list(files), Request(episodes, greedy, seed), overwrite)
+
+
 @cli.command("record")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(

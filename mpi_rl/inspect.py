@@ -79,6 +79,10 @@ def problems_of(run: Run) -> list[str]:
         "snapshots and their parameters do not pair up": (
             len(tables["snapshots"]["step"]) == len(run.snapshot_params)
         ),
+        "evaluations are not of its snapshots": all(
+            len(arrays["returns"]) == len(arrays["lengths"]) == len(run.snapshot_params)
+            for arrays in run.evaluations.values()
+        ),
         "unfinished, but without the state that resuming needs": complete or "params" in run.state,
     }
     return [problem for problem, fine in checks.items() if not fine]
@@ -139,6 +143,7 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
                 " updates"
             ),
             *_groups(run),
+            *_evaluations(run),
             f"  time       {in_words(shares(worker_s), server_load(server_s))}",
             *([f"             {hint}"] if hint else []),
             (
@@ -168,3 +173,13 @@ def _groups(run: Run) -> list[str]:
             f" {did['num_updates']:,} updates ({did['num_conflicts']:,} while another was made)"
         )
     return lines
+
+
+def _evaluations(run: Run) -> list[str]:
+    """Return what the last snapshot got, a line for each mode."""
+    return [
+        f"  evaluated  last snapshot {arrays['returns'][-1].mean():.1f}, deviation"
+        f" {arrays['returns'][-1].std():.1f} ({arrays['returns'].shape[1]:,} episodes, {mode}, seed"
+        f" {arrays['seed'][0]})"
+        for mode, arrays in run.evaluations.items()
+    ]

@@ -6,6 +6,7 @@ disk opens and agrees with itself; readers need no lock.
     /episodes /intervals /events /workers /snapshots /timing/{worker,server}    tables: see TABLES
     /staleness    (num_workers, K): how often worker w's gradient was s versions old when applied
     /snapshots/params    (N, P)
+    /evaluations/<mode>/{returns,lengths}    (N, M): M episodes of each snapshot; nan, 0: not played
     /state    what resuming needs (unfinished runs only)
 
 A collected file has such a file's content in /runs/<index> for each run of a job, and /settings, a
@@ -103,6 +104,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
 )
 
 
+EVALUATION_UNITS = {"returns": "reward", "lengths": "steps", "seed": "1"}
 BENCH_UNITS = {
     "seconds": "s",
     "pss_mb": "MB",
@@ -161,6 +163,8 @@ class Run:
     staleness: np.ndarray
     snapshot_params: np.ndarray
     state: dict[str, np.ndarray] = field(default_factory=dict)
+    # By mode, sampled or greedy: returns, lengths and the seed.
+    evaluations: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -186,6 +190,9 @@ def write_run(path: Path, run: Run) -> None:
         _write(file, "snapshots/params", run.snapshot_params, "1")
         for key, values in run.state.items():
             _write(file, f"state/{key}", values, "1")
+        for mode, arrays in run.evaluations.items():
+            for key, values in arrays.items():
+                _write(file, f"evaluations/{mode}/{key}", values, EVALUATION_UNITS[key])
 
     _replace(path, fill)
 
@@ -342,7 +349,12 @@ def _read(name: str, group: h5py.Group, with_state: bool = False) -> Run:
         for table, columns in TABLES.items()
     }
     state = {key: value[()] for key, value in _leaves(group, "state")} if with_state else {}
-    return Run(attributes, tables, group["staleness"][:], group["snapshots/params"][:], state)
+    evaluations = {
+        mode: {key: value[()] for key, value in arrays.items()}
+        for mode, arrays in group.get("evaluations", {}).items()
+    }
+    params = group["snapshots/params"][:]
+    return Run(attributes, tables, group["staleness"][:], params, state, evaluations)
 
 
 def _leaves(file: h5py.Group, name: str) -> list[tuple[str, h5py.Dataset]]:

@@ -18,6 +18,7 @@ ROWS = {
     "collect": 3,
     "submit": 3,
     "record": 4,
+    "evaluate": 4,
     "bench_imports": 2,
     "recorder": 2,
     "inspect": 2,
@@ -42,7 +43,7 @@ ROWS = {
     "__init__": 0,
 }
 HOMES = {
-    "mpi4py": {"transport", "group", "bench_ranks", "bench_imports", "__main__"},
+    "mpi4py": {"transport", "group", "evaluate", "bench_ranks", "bench_imports", "__main__"},
     "h5py": {"runfile"},
     "torch": {"torchnet", "bench_imports"},
     "gymnasium": {"envs"},

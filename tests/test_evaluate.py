@@ -1,0 +1,96 @@
+"""Episodes with the snapshots of finished runs."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from mpi_rl.evaluate import NUM_ENVS, Request, play
+from mpi_rl.inspect import verify_run
+from mpi_rl.runfile import read_run, write_run
+from tests.ranks import ROOT, mpirun
+
+SMOKE = ROOT / "jobs" / "smoke.toml"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small finished run of CartPole, with four snapshots."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = ("train", SMOKE, "--snapshot-period-steps", 1500, "--output", "run.h5")
+    assert mpirun(3, *arguments, cwd=folder).returncode == 0
+    return folder / "run.h5"
+
+
+def evaluations(path, mode="sampled"):
+    return read_run(path).evaluations[mode]
+
+
+@pytest.mark.mpi
+def test_every_snapshot_is_played_and_the_number_of_ranks_does_not_matter(tmp_path, trained):
+    for name, num_ranks in (("one.h5", 1), ("four.h5", 4)):
+        shutil.copy(trained, tmp_path / name)
+        result = mpirun(num_ranks, "evaluate", name, "--episodes", 30, cwd=tmp_path)
+        assert result.returncode == 0 and result.stderr == "", result.stderr
+        assert f"{name}: last snapshot" in result.stdout and result.stdout.count(" to play") == 1
+        assert verify_run(tmp_path / name) == []
+    one, four = (evaluations(tmp_path / name) for name in ("one.h5", "four.h5"))
+    assert one["returns"].shape == (len(read_run(trained).snapshot_params), 30)
+    np.testing.assert_array_equal(one["returns"], one["lengths"])  # CartPole pays 1 per step
+    assert one["lengths"].min() > 5 and one["seed"].tolist() == [0]
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, four[name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["four.h5", "one.h5"]
+
+
+@pytest.mark.mpi
+def test_what_is_missing_is_played_and_nothing_else(tmp_path, trained):
+    path = tmp_path / "run.h5"
+    shutil.copy(trained, path)
+    assert mpirun(2, "evaluate", path, "--episodes", 25, cwd=tmp_path).returncode == 0
+    whole, run = evaluations(path), read_run(path)
+    run.evaluations["sampled"]["returns"][1] = np.nan  # as if interrupted before
+    run.evaluations["sampled"]["returns"][0] = -7
+    write_run(path, run)
+    result = mpirun(2, "evaluate", path, "--episodes", 25, cwd=tmp_path)
+    assert "1 snapshot(s) of 1 run(s) to play" in result.stdout
+    again = evaluations(path)["returns"]
+    assert (again[0] == -7).all()
+    np.testing.assert_array_equal(again[1:], whole["returns"][1:])
+    # Greedy ones stand beside the sampled ones.
+    assert mpirun(1, "evaluate", path, "--greedy", "--episodes", 20, cwd=tmp_path).returncode == 0
+    assert evaluations(path, "greedy")["returns"].shape == (len(again), 20)
+    np.testing.assert_array_equal(evaluations(path)["returns"], again)
+
+
+@pytest.mark.mpi
+def test_other_episodes_and_unfinished_runs_are_refused_in_one_line(tmp_path, trained):
+    path = tmp_path / "run.h5"
+    shutil.copy(trained, path)
+    assert mpirun(1, "evaluate", path, "--episodes", 3, cwd=tmp_path).returncode == 0
+    before = path.read_bytes()
+    run = read_run(path)
+    run.attributes["status"] = "checkpointed"
+    write_run(tmp_path / "half.h5", run)
+    for words, message in (
+        ((path, "--episodes", 4), "has 3 episodes of seed 0 per snapshot"),
+        ((path, "--episodes", 3, "--seed", 1), "has 3 episodes of seed 0 per snapshot"),
+        ((tmp_path / "half.h5",), "checkpointed: only complete runs are evaluated"),
+        ((tmp_path / "none.h5",), "no such run file"),
+    ):
+        result = mpirun(3, "evaluate", *words, cwd=tmp_path)
+        assert result.returncode == 2 and message in result.stderr
+        assert result.stderr.count("\n") == 1 and result.stdout == ""
+    assert path.read_bytes() == before
+    assert mpirun(3, "evaluate", path, "--episodes", 4, "--overwrite", cwd=tmp_path).returncode == 0
+    assert evaluations(path)["returns"].shape[1] == 4
+
+
+def test_episodes_are_as_many_as_asked_and_the_same_each_time(trained):
+    run = read_run(trained)
+    task = run.attributes["env_spec"], run.config, run.snapshot_params[-1]
+    for count in (1, NUM_ENVS - 1, NUM_ENVS + 3, 2 * NUM_ENVS):
+        returns, lengths = play(*task, Request(count, greedy=False, seed=3))
+        assert len(returns) == len(lengths) == count and (returns > 0).all()
+        np.testing.assert_array_equal(play(*task, Request(count, False, 3))[0], returns)
+        assert count == 1 or not np.array_equal(play(*task, Request(count, False, 4))[0], returns)
