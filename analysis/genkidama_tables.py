@@ -1,0 +1,306 @@
+"""Tables 5.2 to 5.6 and figures 5.2 to 5.4 of the Genkidama thesis beside ours, with intervals.
+
+    python -m analysis.genkidama_tables [FILE...] [--output results/genkidama]
+
+FILEs are runs of jobs/lunar_lander_thesis_a3c.toml and lunar_lander_thesis_genkidama.toml, single
+or collected, after ``mpi_rl evaluate``. A run's return is the mean of its snapshot's episodes. What
+is said of a setting is said of its runs, one per seed: their mean with a bootstrap interval, how
+many solve the game with a binomial interval, and each of them. The thesis has one run per setting;
+its deviation is that of episodes.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib
+import numpy as np
+from scipy.stats import binomtest, bootstrap, gaussian_kde
+
+from mpi_rl.runfile import Run, read_runs
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+FILES = tuple(Path("results", f"lunar_lander_thesis_{name}.h5") for name in ("a3c", "genkidama"))
+REFERENCE = Path(__file__).parent / "reference"
+SOLVED = 200.0  # mean return of LunarLander
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as one update
+EPISODES_PER_WORKER = 2000  # the thesis' budget
+HEADER = ("setting", "thesis", f"mean over seeds [{CONFIDENCE:.0%}]", "solved", "seeds")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting, in the thesis and here."""
+
+    label: str
+    thesis: tuple[float, float] | None  # mean and deviation
+    episodes: np.ndarray  # (runs, M) raw returns, in the order of the seeds
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Each run's return, (runs,)."""
+        return self.episodes.mean(axis=1)
+
+    def row(self) -> list[str]:
+        """Return the cell as a row of a table with HEADER."""
+        thesis = "" if self.thesis is None else "{:.1f} ± {:.1f}".format(*self.thesis)
+        if not len(self.episodes):
+            return [self.label, thesis, "", "", ""]
+        solved, count = int((self.returns >= SOLVED).sum()), len(self.returns)
+        share = binomtest(solved, count).proportion_ci(CONFIDENCE)
+        return [
+            self.label,
+            thesis,
+            f"{self.returns.mean():.1f}{_in_brackets(_mean_interval(self.returns), '.1f')}",
+            f"{solved} of {count}{_in_brackets((share.low, share.high), '.2f')}",
+            ", ".join(f"{value:.0f}" for value in self.returns),
+        ]
+
+
+def _mean_interval(returns: np.ndarray) -> tuple[float, float] | None:
+    """Return the bootstrap interval of a mean over runs; None for fewer than two."""
+    if len(returns) < 2:
+        return None
+    found = bootstrap((returns,), np.mean, **_bootstrapping()).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the share of pairs of runs in which ``one`` is better; ties count half.
+
+    Agarwal et al. 2021, section 4.3.
+    """
+    above = one[:, None] > other
+    return float((above + 0.5 * (one[:, None] == other)).mean())
+
+
+def _improvement(one: Cell, other: Cell) -> list[str]:
+    """Return how likely a run of ``one`` beats a run of ``other``, as a row of a table."""
+    label = f"{one.label} over {other.label}"
+    if min(len(one.returns), len(other.returns)) < 2:
+        return [label, "", ""]
+    found = bootstrap(
+        (one.returns, other.returns),
+        probability_of_improvement,
+        vectorized=False,
+        **_bootstrapping(2000),
+    ).confidence_interval
+    between = (
+        None if one.thesis is None or other.thesis is None else one.thesis[0] - other.thesis[0]
+    )
+    return [
+        label,
+        "" if between is None else f"{between:+.1f}",
+        f"{probability_of_improvement(one.returns, other.returns):.2f}"
+        + _in_brackets((found.low, found.high), ".2f"),
+    ]
+
+
+def _bootstrapping(resamples: int = RESAMPLES) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return dict(
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        n_resamples=resamples,
+        rng=rng,
+        paired=False,
+    )
+
+
+def _in_brackets(interval: tuple[float, float] | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def cell(
+    label: str,
+    thesis: tuple[float, float] | None,
+    runs: list[Run],
+    version: int = 0,
+    **settings: Any,
+) -> Cell:
+    """Return the cell of ``runs`` with these ``settings``, at a version or, 0, at their ends.
+
+    Raises ValueError if one of them was not evaluated.
+    """
+    chosen = []
+    for run in runs:
+        if any(run.config[name] != value for name, value in settings.items()):
+            continue
+        table, name = run.tables["snapshots"], f"{run.attributes['job']}[{run.attributes['index']}]"
+        if "sampled" not in run.evaluations:
+            raise ValueError(f"{name}: not evaluated: python -m mpi_rl evaluate does it")
+        rows = np.flatnonzero(table["version"] == version) if version else [-1]
+        if len(rows):
+            returns = run.evaluations["sampled"]["returns"][rows[0]]
+            if np.isnan(returns).any():
+                raise ValueError(f"{name}: evaluated in part: the same evaluate command goes on")
+            chosen.append((run.config["seed"], returns))
+    chosen.sort(key=lambda pair: pair[0])
+    episodes = [returns for _, returns in chosen]
+    return Cell(label, thesis, np.stack(episodes) if episodes else np.zeros((0, 1)))
+
+
+def a3c_cells(runs: list[Run]) -> list[Cell]:
+    """Return table 5.2's rows, and 4 workers with the episodes of 8."""
+    runs = [run for run in runs if run.config["algorithm"] == "a3c"]
+    found = []
+    for row in _reference("tables_5_2_and_5_6"):
+        if row["table"] == "5.2":
+            workers = int(row["num_workers"])
+            settings: dict[str, Any] = dict(
+                num_workers=workers,
+                gamma=float(row["gamma"]),
+                n_steps=int(row["batch_size"]),
+                total_episodes=EPISODES_PER_WORKER * workers,
+            )
+            found.append(cell(f"A3C, {row['label']}", _thesis(row), runs, **settings))
+    extra: dict[str, Any] = dict(
+        num_workers=4, gamma=0.999, n_steps=120, total_episodes=8 * EPISODES_PER_WORKER
+    )
+    return [*found, cell("A3C, 4 cores, episodes of 8", None, runs, **extra)]
+
+
+def genkidama_cells(runs: list[Run]) -> dict[tuple[float, float, int], Cell]:
+    """Return the cells of tables 5.3 to 5.5 by alpha, beta and the thesis' number of updates."""
+    runs = [run for run in runs if run.config["algorithm"] == "genkidama"]
+    found = {}
+    for row in _reference("tables_5_3_to_5_5"):
+        alpha, beta, updates = float(row["alpha"]), float(row["beta"]), int(row["num_updates"])
+        label = f"Genkidama, alpha {alpha:g}, beta {beta:g}"
+        version = EXCHANGES_PER_UPDATE * updates
+        found[alpha, beta, updates] = cell(
+            label, _thesis(row), runs, version, alpha=alpha, beta=beta
+        )
+    return found
+
+
+def _reference(name: str) -> list[dict[str, str]]:
+    lines = (REFERENCE / f"genkidama_thesis_{name}.csv").read_text().splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def _thesis(row: dict[str, str]) -> tuple[float, float]:
+    return float(row["return_mean"]), float(row["return_std"])
+
+
+def report(a3c: list[Cell], genkidama: dict[tuple[float, float, int], Cell]) -> str:
+    """Return all tables in Markdown."""
+    last = max(updates for *_, updates in genkidama)
+    ends = {key[:2]: value for key, value in genkidama.items() if key[2] == last}
+    best, four, extra = ends[0.9, 0.0], a3c[3], a3c[-1]
+    parts = ["# LunarLander: the Genkidama thesis, and here"]
+    parts += ["## Table 5.2: A3C", _table(HEADER, [one.row() for one in a3c])]
+    for number, alpha in zip(("5.3", "5.4", "5.5"), sorted({alpha for alpha, _ in ends})):
+        rows = [
+            [str(updates), *one.row()[1:], f"{beta:g}"]
+            for (own, beta, updates), one in sorted(genkidama.items())
+            if own == alpha
+        ]
+        header = ("updates", *HEADER[1:], "beta")
+        parts += [f"## Table {number}: Genkidama, alpha {alpha:g}", _table(header, rows)]
+    parts += ["## Genkidama, at the end", _table(HEADER, [one.row() for one in ends.values()])]
+    compared = [best, a3c[0], four, extra]
+    parts += ["## Table 5.6", _table(HEADER, [one.row() for one in compared])]
+    pairs = [
+        *((best, other) for other in (a3c[0], four, extra)),
+        *((a3c[0], other) for other in a3c[1:]),
+        *((best, other) for key, other in ends.items() if key != (0.9, 0.0)),
+    ]
+    likely = f"probability that a run is better [{CONFIDENCE:.0%}]"
+    rows = [_improvement(one, other) for one, other in pairs]
+    parts += ["## Probabilities of improvement", _table(("", "thesis' difference", likely), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: Sequence[str], rows: list[list[str]]) -> str:
+    lines = [list(header), ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw_boxes(axes: Axes, shown: list[Cell]) -> None:
+    """Draw a box of all runs' episodes per setting, each run's mean, and the thesis' mean."""
+    boxed = [one.episodes.ravel() for one in shown]
+    axes.boxplot(boxed, whis=(5, 95), showfliers=False, medianprops={"color": "C0"})
+    for place, one in enumerate(shown, start=1):
+        axes.plot([place - 0.3] * len(one.returns), one.returns, "o", color="C0", markersize=4)
+        if one.thesis:
+            mean, deviation = one.thesis
+            axes.errorbar(place + 0.35, mean, deviation, fmt="D", color="C1", markersize=4)
+    axes.axhline(SOLVED, color="grey", linestyle=":", linewidth=1)
+    labels = [one.label.partition(", ")[2] for one in shown]
+    axes.set_xticks(range(1, len(shown) + 1), labels, rotation=20, ha="right", fontsize=8)
+    axes.set_ylabel("episode return")
+    axes.grid(axis="y", alpha=0.3)
+
+
+def draw_densities(axes: Axes, shown: list[Cell]) -> None:
+    """Draw the density of each setting's episode returns, all runs together."""
+    grid = np.linspace(-400, 350, 400)
+    for one in shown:
+        if one.episodes.size:
+            label = f"{one.label} ({len(one.returns)} runs)"
+            axes.plot(grid, gaussian_kde(one.episodes.ravel())(grid), label=label)
+    axes.set_xlabel("episode return")
+    axes.set_ylabel("density")
+    if axes.lines:
+        axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def write(runs: list[Run], folder: Path) -> list[Path]:
+    """Write tables.md and the three figures into ``folder``; return their paths."""
+    a3c, genkidama = a3c_cells(runs), genkidama_cells(runs)
+    last = max(updates for *_, updates in genkidama)
+    ends = [one for key, one in sorted(genkidama.items()) if key[2] == last]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "tables.md"]
+    paths[0].write_text(report(a3c, genkidama), encoding="utf-8")
+    best = genkidama[0.9, 0.0, last]
+    for name, title, draw, shown in (
+        ("figure_5_2", "A3C", draw_boxes, a3c),
+        ("figure_5_3", "Genkidama, 2 groups of 4", draw_boxes, ends),
+        ("figure_5_4", "All episodes", draw_densities, [best, a3c[0], a3c[3], a3c[-1]]),
+    ):
+        figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+        draw(axes, shown)
+        about = "; dots: runs, diamonds: thesis" if draw is draw_boxes else ""
+        axes.set_title(f"LunarLander, {title}{about}", fontsize=10)
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=130)
+        pyplot.close(figure)
+    return paths
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results", "genkidama"),
+    show_default=True,
+)
+def main(files: tuple[Path, ...], output: Path) -> None:
+    """Write the thesis' tables and figures, with ours beside, from evaluated run FILES.
+
+    Without FILES the two collected ones in results/.
+    """
+    try:
+        runs = [run for path in files or FILES for run in read_runs(path)]
+        for path in write(runs, output):
+            print(path)
+    except (ValueError, OSError) as error:
+        print(f"genkidama_tables: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
