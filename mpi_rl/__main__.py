@@ -92,7 +92,7 @@ def _train(arguments: list[str]) -> int:
     commit = _git_commit() if _launcher_rank() == "0" else {}  # MPI, once started, bears no fork
     from mpi4py import MPI
 
-    from mpi_rl.transport import node_name, sleeping_barrier
+    from mpi_rl.transport import sleeping_barrier
 
     comm = MPI.COMM_WORLD
     if mismatch := _launch_mismatch(comm.size, MPI.Get_library_version()):
@@ -106,11 +106,7 @@ def _train(arguments: list[str]) -> int:
             if comm.rank == 0:
                 plan, status = answer(lambda: _plan(arguments, comm.size, stack))
             sleeping_barrier(comm)
-            _, *nodes = comm.gather(node_name()) or [None]
-            if comm.rank == 0 and plan is not None:
-                ready = plan
-                plan, status = answer(lambda: _grouped(ready, nodes))
-            plan, status = comm.bcast((plan, status))
+            plan, status = _agree(comm, plan, status)
             if plan is not None and comm.rank == 0:
                 status = _serve(comm, plan, commit)
             elif plan is not None:
@@ -168,11 +164,39 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
     return plan
 
 
-def _grouped(plan: Plan, nodes: list[str]) -> Plan:
-    """Return the plan with each worker's group; ``nodes`` has each worker's node."""
-    from mpi_rl.group import groups_of
+def _agree(comm: "MPI.Intracomm", plan: Plan | None, status: int) -> tuple[Plan | None, int]:
+    """Return rank 0's plan and status on all ranks, the plan with the workers' groups.
 
-    return dataclasses.replace(plan, groups=groups_of(nodes, plan.options.config.group_size))
+    There is no plan any more if a group would straddle nodes, or networks differ: rank 0 says so.
+    """
+    from mpi_rl.group import groups_of
+    from mpi_rl.networks import layers, network_spec
+    from mpi_rl.transport import shared_memory
+
+    _, *nodes = comm.gather(shared_memory(comm)) or [None]
+    if comm.rank == 0 and plan is not None:
+        size = plan.options.config.group_size
+        groups, status = answer(lambda: groups_of(nodes, size))
+        plan = None if status else dataclasses.replace(plan, groups=groups)
+    plan, status = comm.bcast((plan, status))
+    if plan is None:
+        return None, status
+    settings = dataclasses.asdict(plan.options.config)
+    network = network_spec(settings, plan.env.observation_shape, plan.env.num_actions)
+    shapes = "; ".join(f"{layer.part} {layer.shape}" for layer in layers(network))
+    everyones = comm.gather(shapes)
+    _, status = comm.bcast(answer(lambda: _compare(everyones)) if everyones else None)
+    return (None if status else plan), status
+
+
+def _compare(networks: list[str]) -> None:
+    """Raise ValueError if the ranks' networks differ."""
+    for rank, network in enumerate(networks):
+        if network != networks[0]:
+            raise ValueError(
+                f"rank {rank}'s network is {network}, but the server's is {networks[0]}: nodes have"
+                " different versions of mpi_rl; install the same on all"
+            )
 
 
 def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:

@@ -22,9 +22,9 @@ def groups_of(nodes: Sequence[str], size: int) -> tuple[int, ...]:
         if count % size:
             raise ValueError(
                 f"group_size = {size}: node {node} has {count} worker(s), no multiple of it, and a"
-                " group cannot straddle nodes: place the ranks otherwise (srun"
-                " --distribution=arbitrary, mpirun with a host file; the server is one rank more on"
-                " the first node), or choose a group_size that divides every node's workers"
+                " group cannot straddle nodes: place the ranks otherwise (srun --exclusive"
+                " --distribution=plane=..., mpirun with a host file; the server is a rank too), or"
+                " choose a group_size that divides every node's workers"
             )
     by_node = sorted(range(len(nodes)), key=lambda worker: (nodes.index(nodes[worker]), worker))
     groups = [0] * len(nodes)

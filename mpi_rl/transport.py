@@ -331,3 +331,11 @@ class ServerLink(_Link):
 def node_name() -> str:
     """Return this rank's node: Slurm's name for it, where Slurm runs, else the host's."""
     return os.environ.get("SLURMD_NODENAME") or MPI.Get_processor_name()
+
+
+def shared_memory(comm: MPI.Intracomm) -> str:
+    """Return the name of this rank's node, and the first rank that it shares memory with there."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank)
+    first = node.allreduce(comm.rank, MPI.MIN)
+    node.Free()
+    return f"{node_name()} (rank {first} and more)"

@@ -1,7 +1,7 @@
 """Run the command line with a fault planted: python faults.py FAULT ARGUMENTS..., under mpirun.
 
 FAULT is environment (rank 2's environment raises at its 100th step), import (rank 1 raises before
-it joins) or disk (rank 0's second write finds no space).
+it joins), disk (rank 0's second write finds no space) or network (rank 2's is wider).
 """
 
 import errno
@@ -53,11 +53,26 @@ def disk_is_full_at_the_second_write():
     os.replace = faulty
 
 
+def network_is_wider_on_rank_2():
+    from mpi4py import MPI
+
+    from mpi_rl import networks
+
+    layers = networks.layers
+
+    def faulty(spec):
+        wider = [layer._replace(outputs=layer.outputs + 1) for layer in layers(spec)]
+        return wider if MPI.COMM_WORLD.rank == 2 else layers(spec)
+
+    networks.layers = faulty
+
+
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
     {
         "environment": environment_raises_on_rank_2,
         "import": worker_1_raises_before_it_joins,
         "disk": disk_is_full_at_the_second_write,
+        "network": network_is_wider_on_rank_2,
     }[fault]()
     command_line.main()

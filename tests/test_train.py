@@ -239,6 +239,15 @@ def test_a_worker_that_fails_before_it_joins_ends_all_ranks(tmp_path):
     )
 
 
+def test_ranks_with_another_network_are_refused_with_both_shapes(tmp_path):
+    program = (ROOT / "tests" / "faults.py",)
+    result = mpirun(4, "network", "train", SMOKE, cwd=tmp_path, program=program)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("mpi_rl: rank 2's network is policy (17, 4); policy (3, 16);")
+    assert "but the server's is policy (16, 4); policy (2, 16);" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_gradient_that_is_not_finite_ends_all_ranks(tmp_path):
     result = fails(tmp_path, 3, *LONG, "--update-rule", "sgd", "--learning-rate", 1e30)
     assert "FloatingPointError: the gradient's norm is" in result.stderr

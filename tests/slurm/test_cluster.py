@@ -258,6 +258,35 @@ def test_a_launcher_that_does_not_fit_the_library_is_one_line(project):
     assert not project.path("smoke").exists()
 
 
+def test_groups_are_on_one_node_each_and_never_on_two(project):
+    words = ("jobs/lunar_lander_thesis_genkidama.toml", "--num-workers=4", "--group-size=2")
+    words = ("-m", "mpi_rl", "train", *words, "--total-episodes=40", "--output=results/run.h5")
+
+    def srun(on_first: int) -> subprocess.CompletedProcess:
+        placed = ("--exclusive", "--nodes=2", "--ntasks=5", f"--distribution=plane={on_first}")
+        return subprocess.run(
+            ["srun", "--mpi=pmi2", *placed, sys.executable, *words],
+            cwd=project.folder,
+            env=project.cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done = srun(4)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mpi_rl:")]
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert re.search(r"node n\d \(rank 0 and more\) has 3 worker\(s\), no multiple", lines[0])
+    done = srun(3)
+    assert done.returncode == 0, done.stderr
+    assert verify_run(project.path("run.h5")) == []
+    workers = read_run(project.path("run.h5")).tables["workers"]
+    assert workers["group_id"].tolist() == [0, 0, 1, 1]
+    assert workers["transport"].tolist() == ["window"] * 2 + ["message"] * 2
+    assert len(set(workers["node"][:2])) == len(set(workers["node"][2:])) == 1
+    assert (workers["num_pushes"] > 0).tolist() == [True, False, True, False]
+
+
 def test_submit_queues_what_is_left_in_arrays_of_the_right_size(project):
     (project.folder / "jobs" / "scaling.toml").write_text(
         (ROOT / "jobs" / "smoke.toml").read_text() + "num_workers = [2, 3]\n"
