@@ -31,6 +31,7 @@ from mpi_rl.timing import server_load, shares
 TRANSPORTS = ("window", "message")
 STARTED_PERIOD_S = 0.5  # between two looks at a starting run
 START_PATIENCE_S = 600.0
+GROUP_PAUSES_S = (0.0, 5e-3)  # the latter is what a rollout of 120 steps takes
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Request:
     envs: tuple[int, ...]
     num_params: tuple[int, ...]
     ranks: tuple[int, ...]
+    members: tuple[int, ...]
     seconds: float  # per figure
     launcher: str  # with {ranks} where their number goes
 
@@ -61,9 +63,13 @@ def run(request: Request, parts: tuple[str, ...], output: Path) -> None:
     measured: dict[str, dict[str, list[Any]]] = {}
     for part in parts:
         rows: list[Row] = []
-        for row in {"env": _env, "train": _train, "server": _server, "start": _start}[part](
-            request
-        ):
+        for row in {
+            "env": _env,
+            "train": _train,
+            "server": _server,
+            "start": _start,
+            "group": _group,
+        }[part](request):
             rows.append(row)
             print(
                 f"  {part}: {', '.join(f'{k} {_cell(k, v)}' for k, v in row.items())}", flush=True
@@ -170,6 +176,15 @@ def _start(request: Request) -> Iterator[Row]:
             "pss_mb": pss / 1e6,
             "imports_pss_mb": imports["pss_bytes"] / 1e6,
         }
+
+
+def _group(request: Request) -> Iterator[Row]:
+    for num_params in request.num_params:
+        for members in request.members:
+            for pause_s in GROUP_PAUSES_S:
+                settings = {"num_params": num_params, "pause_s": pause_s}
+                found = _ranks(request, members + 1, "group", json.dumps(settings))
+                yield {"params": num_params, "members": members, "pause_s": pause_s, **found}
 
 
 def _first_pushes(request: Request, ranks: int) -> tuple[float, int]:

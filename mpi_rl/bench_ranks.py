@@ -22,11 +22,12 @@ from mpi4py import MPI
 
 from mpi_rl.config import config_from_json
 from mpi_rl.envs import VECTOR_TASKS, EnvSpec, VectorTask, emulator, env_spec, make_envs
+from mpi_rl.group import Group
 from mpi_rl.progress import Progress
 from mpi_rl.recorder import Recorder
 from mpi_rl.server import serve
 from mpi_rl.transport import Command, Kind, ServerLink, WorkerLink, sleeping_barrier
-from mpi_rl.updates import make_update_rule
+from mpi_rl.updates import MomentumSGD, make_update_rule
 
 BLOCKS = 4  # a figure and its limit are measured in turns, each so many times
 PERCENTILES = (50, 95, 99)
@@ -37,7 +38,7 @@ def main() -> None:
     """Run one measurement on all ranks."""
     kind, seconds, settings = sys.argv[1], float(sys.argv[2]), sys.argv[3]
     comm = MPI.COMM_WORLD
-    measured = {"env": _env, "server": _server}[kind](comm, seconds, settings)
+    measured = {"env": _env, "server": _server, "group": _group}[kind](comm, seconds, settings)
     if comm.rank == 0:
         print(json.dumps(measured), flush=True)
 
@@ -165,6 +166,36 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
         "ratio": rate / limit,
         "cpu": (halves[1][1] - halves[0][1]) / (halves[1][0] - halves[0][0]),
         **found,
+    }
+
+
+def _group(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, float]:
+    """Add 1 to all parameters of a group, each member every ``pause_s``, and count what is lost."""
+    values: dict[str, Any] = json.loads(settings)
+    num_params, met, count, began = values["num_params"], 0, 0, 0.0
+    if comm.rank:
+        group = Group(comm, range(1, comm.size), num_params)
+        rule = MomentumSGD(group.params, momentum=0.0, weight_decay=0.0, num_workers=1)
+        grads = np.full(num_params, -1, np.float32)
+        group.meet()
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            met += group.update(rule, grads, 1.0, 1.0)
+            count += 1
+            time.sleep(values["pause_s"])
+        group.meet()
+        kept = float(group.params.mean()) if group.is_leader else 0.0
+        group.close()
+        sleeping_barrier(comm)
+        comm.gather((count, met, kept))
+        return {}
+    sleeping_barrier(comm)
+    counts, conflicts, kept = np.sum((comm.gather(None) or [])[1:], axis=0)
+    return {
+        "updates_per_s": counts / seconds,
+        "conflicts_per_s": conflicts / seconds,
+        "conflicts": conflicts / counts,
+        "lost": 1 - kept / counts,
     }
 
 

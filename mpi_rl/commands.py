@@ -13,7 +13,7 @@ import click
 from mpi_rl import __version__
 from mpi_rl.config import Config, Job, budget, load_job
 
-BENCH_PARTS = ("env", "train", "server", "start")
+BENCH_PARTS = ("env", "train", "server", "start", "group")
 GROUP_OPTIONS = ("-h", "--help", "--version")  # before any command
 
 
@@ -395,11 +395,18 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     help="server, start: ranks, the server included",
 )
 @click.option(
+    "--members",
+    default="2,4,8",
+    show_default=True,
+    callback=_numbers,
+    help="group: members of one",
+)
+@click.option(
     "--num-params",
     default="1e4,677943,1e7",
     show_default=True,
     callback=_numbers,
-    help="server: sizes P of the parameter vector",
+    help="server, group: sizes P of the parameter vector",
 )
 @click.option(
     "--seconds",
@@ -424,6 +431,7 @@ def bench_parts(
     workers: tuple[int, ...],
     envs: tuple[int, ...],
     ranks: tuple[int, ...],
+    members: tuple[int, ...],
     num_params: tuple[int, ...],
     seconds: float,
     launcher: str | None,
@@ -434,8 +442,9 @@ def bench_parts(
 
     env: the environments against the emulator alone. train: a whole run against the same, and where
     its time goes. server: pushes against moving as many bytes, and the idle server. start: the time
-    to every worker's first push against the imports alone, and memory. Without a name, all.
-    Nothing else should run meanwhile.
+    to every worker's first push against the imports alone, and memory. group: how many of a group's
+    updates, made without a lock, meet another's and are lost. Without a name, all. Nothing else
+    should run meanwhile.
     """
     from mpi_rl import bench
 
@@ -443,7 +452,8 @@ def bench_parts(
     if "{ranks}" not in launcher:
         raise ValueError(f"launcher = {launcher!r}: must have {{ranks}} where their number goes")
     config, words = load_job(job).config(0, _overrides(settings)), _as_options(settings)
-    request = bench.Request(job, config, words, workers, envs, num_params, ranks, seconds, launcher)
+    sizes = workers, envs, num_params, ranks, members
+    request = bench.Request(job, config, words, *sizes, seconds, launcher)
     output.parent.mkdir(parents=True, exist_ok=True)
     bench.run(request, parts or BENCH_PARTS, output)
 

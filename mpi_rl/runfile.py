@@ -110,7 +110,8 @@ BENCH_UNITS = {
     "pss_mb": "MB",
     "imports_pss_mb": "MB",
     "bytes_per_s": "B/s",
-    **dict.fromkeys(("steps_per_s", "pushes_per_s"), "1/s"),
+    "pause_s": "s",
+    **dict.fromkeys(("steps_per_s", "pushes_per_s", "updates_per_s", "conflicts_per_s"), "1/s"),
     **dict.fromkeys(("p50", "p95", "p99"), "s"),
 }
 

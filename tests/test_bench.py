@@ -20,16 +20,17 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         "--workers=1",
         "--envs=2",
         "--ranks=3",
+        "--members=2",
         "--num-params=1000",
         "--seconds=0.5",
         f"--output={tmp_path / 'bench.h5'}",
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
-    for name in ("processes", "learn", "pushes_per_s", "idle_cpu", "pss_mb"):
+    for name in ("processes", "learn", "pushes_per_s", "idle_cpu", "pss_mb", "lost"):
         assert f"| {name} |" in done.stdout
     with h5py.File(tmp_path / "bench.h5") as file:
-        assert sorted(file) == ["env", "server", "start", "train"]
+        assert sorted(file) == ["env", "group", "server", "start", "train"]
         for part in ("env", "train", "start"):
             for name in ("limit", "ratio"):
                 assert file[part][name][0] > 0
@@ -40,6 +41,9 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         assert [name.decode() for name in server["transport"]] == ["window", "message", "window"]
         assert server["bytes_per_s"][0] == pytest.approx(8000 * server["pushes_per_s"][0])
         assert server["p50"][0] <= server["p95"][0] <= server["p99"][0]
+        group = file["group"]
+        assert group["pause_s"][:].tolist() == [0, 0.005] and (group["updates_per_s"][:] > 0).all()
+        assert 0 <= group["lost"][0] <= group["conflicts"][0] + 0.5
         assert file.attrs["processor"] and file["start/pss_mb"].attrs["units"] == "MB"
 
 
