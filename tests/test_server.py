@@ -11,7 +11,7 @@ from mpi_rl.progress import Progress
 from mpi_rl.runfile import CannotWrite, read_run
 from mpi_rl.server import WorkerFailed, WorkersSilent, serve
 from mpi_rl.transport import Command, Kind
-from mpi_rl.updates import make_update_rule
+from mpi_rl.updates import Mixing, make_update_rule
 from tests.records import header, recorder
 
 CONFIG = Config(
@@ -97,6 +97,17 @@ def test_each_push_is_applied_once_and_answered_with_the_newest_parameters(tmp_p
     assert params[0] == pytest.approx(-sum(rates))
     for worker, sent, version, _ in link.replies:
         assert sent[0] == pytest.approx(-sum(rates[:version]))
+
+
+def test_members_of_a_group_start_with_its_parameters(tmp_path):
+    link, params = ScriptedLink(4, [[0, 1, 2, 3]]), np.full(2, 7, np.float32)
+    rule = Mixing(params, 0.5, 0.5, [0, 0, 1, 1])
+    rule.statistics["group_params"][:] = [[1, 2], [3, 4]]  # as a resumed run has them
+    record = recorder(tmp_path / "run.h5", 4, params, rule.statistics, [0, 0, 1, 1])
+    with Progress("test") as progress, pytest.raises(StopIteration):
+        serve(link, rule, record, progress, CONFIG, [0, 0, 1, 1], lambda: "")
+    sent = [reply[1].tolist() for reply in link.replies]
+    assert sent == [[1, 2], [1, 2], [3, 4], [3, 4]]
 
 
 class ForgetfulLink(ScriptedLink):

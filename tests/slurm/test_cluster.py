@@ -213,7 +213,7 @@ def test_two_tasks_with_one_file_do_not_write_it_both(project):
 def test_a_full_disk_is_one_clear_line_and_the_checkpoint_stands(project):
     small = project.path("small")
     small.mkdir()
-    project.run("mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", small)
+    project.run("mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", small)
     try:
         job = project.sbatch(
             "--array=0",
