@@ -179,10 +179,16 @@ class Agent:
         Returns the loss's terms and the gradient's norm. Raises FloatingPointError if that is not
         finite.
         """
-        config = self._config
-        values, returns = self._evaluate(rollout)
+        config, length = self._config, len(rollout.actions)
+        if not config.learn_last_step and rollout.episode_returns:
+            length -= 1
+        if not length:
+            self.grads[:] = 0
+            return Losses(0.0, 0.0, 0.0), 0.0
+        values, returns = self._evaluate(rollout, length)
+        played = rollout.logits[:length], values, rollout.actions[:length], returns
         losses, logits_grad, values_grad = actor_critic_loss(
-            rollout.logits, values, rollout.actions, returns, config.entropy_coef, config.value_coef
+            *played, config.entropy_coef, config.value_coef
         )
         if config.mean_loss:
             logits_grad, values_grad = logits_grad / len(values), values_grad / len(values)
@@ -195,8 +201,11 @@ class Agent:
             )
         return losses, grad_norm
 
-    def _evaluate(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
-        """Return V and the n-step return of every step, (T, E), under the rollout's parameters."""
+    def _evaluate(self, rollout: Rollout, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return V and the n-step return of ``count`` steps, (count, E), by its parameters.
+
+        Where they are not all, they are all that there was of an episode.
+        """
         network, length = self._network, len(rollout.actions)
         final_values = np.zeros_like(rollout.rewards)
         for t, e, observation in rollout.final_observations:
@@ -205,16 +214,16 @@ class Agent:
             final_values[t, e] = network.values(length, length + 1)[0, 0]
         network.logits(length, rollout.last_observations)
         values = network.values(0, length + 1)
-        last = length if self._config.bootstrap == "next" else length - 1
+        last = values[length if self._config.bootstrap == "next" else length - 1]
         returns = n_step_returns(
-            rollout.rewards,
-            rollout.terminated,
-            rollout.truncated,
-            final_values,
-            values[last],
+            rollout.rewards[:count],
+            rollout.terminated[:count],
+            rollout.truncated[:count],
+            final_values[:count],
+            last if count == length else np.zeros_like(last),
             self._config.gamma,
         )
-        return values[:length], returns
+        return values[:count], returns
 
     def close(self) -> None:
         """Close the environments."""

@@ -121,6 +121,9 @@ class Config:
     time_limit_terminates: bool = _setting(
         False, "a time limit is learned as a terminal state (the Genkidama code's way)"
     )
+    learn_last_step: bool = _setting(
+        True, "whether the step that ends an episode is learned (the Genkidama code's A3C drops it)"
+    )
     uniform_action_prob: float = _setting(
         0.0, "probability of an action drawn uniformly instead of from the policy", 0, 1
     )
@@ -179,6 +182,11 @@ class Config:
             raise ValueError(
                 "learning_rate_schedule = 'linear' without total_steps: must be constant, or have"
                 " steps to be annealed over"
+            )
+        if not self.learn_last_step and self.envs_per_worker > 1:
+            raise ValueError(
+                f"learn_last_step = False with envs_per_worker = {self.envs_per_worker}: must be"
+                " True, or one environment, whose rollouts end with its episodes"
             )
         if self.algorithm == "genkidama":
             self._check_genkidama()

@@ -232,6 +232,25 @@ def test_a_share_of_actions_is_drawn_uniformly():
     assert share == pytest.approx(0.2, abs=0.02)  # half of the uniform ones
 
 
+def test_the_step_that_ends_an_episode_can_be_left_out():
+    player, cut = agent(learn_last_step=False), agent()
+    played = player.collect()
+    while not played.episode_returns:
+        played = player.collect()
+    assert len(played.actions) > 1 and played.terminated[-1]
+    player.learn(played)
+    expected = player.grads.copy()
+    parts = ("logits", "actions", "rewards", "terminated", "truncated")
+    shorter = {name: getattr(played, name)[:-1].copy() for name in parts}
+    shorter["terminated"][-1] = True  # nothing follows
+    player._config = cut._config
+    player.learn(dataclasses.replace(played, **shorter))
+    np.testing.assert_allclose(player.grads, expected, rtol=1e-6)
+    player._config = dataclasses.replace(cut._config, learn_last_step=False)
+    only = {name: getattr(played, name)[-1:].copy() for name in parts}
+    assert player.learn(dataclasses.replace(played, **only))[1] == 0 and not player.grads.any()
+
+
 def test_random_streams_differ_by_worker_and_seed_and_can_be_restored():
     draws = [make_rng(seed, worker).random() for seed, worker in ((1, 0), (1, 1), (2, 0))]
     assert len(set(draws)) == 3
