@@ -69,7 +69,7 @@ def main() -> None:
     if _launcher_rank() != "0":  # one of several ranks speaks
         sys.stdout = sys.stderr = open(os.devnull, "w")
     result, status = answer(lambda: parse(arguments))
-    sys.exit(status or result)
+    sys.exit(_leave(status or result))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Plan:
         return config.n_steps * config.envs_per_worker if config.envs_per_worker > 1 else 1
 
 
-def _train(arguments: list[str]) -> int:
+def _train(arguments: list[str]) -> int | None:
     """Take this rank's part in a run; return its exit status."""
     commit = _git_commit() if _launcher_rank() == "0" else {}  # MPI, once started, bears no fork
     from mpi4py import MPI
@@ -116,10 +116,16 @@ def _train(arguments: list[str]) -> int:
             stack.close()
             comm.Abort(1)  # an exception that leaves one rank would hang the others
             raise
-    if comm.rank > 0:
-        return 0
-    if status:  # srun's --kill-on-bad-exit would make 137 of it for ranks that are still leaving
-        MPI.Finalize()
+    return 0 if comm.rank else _leave(status)
+
+
+def _leave(status: int | None) -> int | None:
+    """Return rank 0's exit status; with an error after all other ranks have ended, if there are.
+
+    srun's --kill-on-bad-exit would make 137 of it for ranks that are still leaving.
+    """
+    if status and "mpi4py.MPI" in sys.modules:
+        sys.modules["mpi4py.MPI"].Finalize()
         time.sleep(LEAVE_LAST_S)
     return status
 
