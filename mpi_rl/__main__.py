@@ -66,7 +66,7 @@ def main() -> None:
         arguments = ["train", *arguments]
     if arguments[0] == "train" and "--dry-run" not in arguments:
         sys.exit(_train(arguments))
-    if _launcher_rank() != "0":  # one of several ranks speaks
+    if arguments[0] == "evaluate" and _launcher_rank() != "0":  # one of several ranks speaks
         sys.stdout = sys.stderr = open(os.devnull, "w")
     result, status = answer(lambda: parse(arguments))
     sys.exit(_leave(status or result))
@@ -85,6 +85,14 @@ class Plan:
         """The most episodes that one rollout can finish: a single environment's ends it."""
         config = self.options.config
         return config.n_steps * config.envs_per_worker if config.envs_per_worker > 1 else 1
+
+    @property
+    def network(self) -> "NetworkSpec":
+        """The run's network, as the code on this rank has it."""
+        from mpi_rl.networks import network_spec
+
+        settings = dataclasses.asdict(self.options.config)
+        return network_spec(settings, self.env.observation_shape, self.env.num_actions)
 
 
 def _train(arguments: list[str]) -> int | None:
@@ -176,7 +184,7 @@ def _agree(comm: "MPI.Intracomm", plan: Plan | None, status: int) -> tuple[Plan 
     There is no plan any more if a group would straddle nodes, or networks differ: rank 0 says so.
     """
     from mpi_rl.group import groups_of
-    from mpi_rl.networks import layers, network_spec
+    from mpi_rl.networks import layers
     from mpi_rl.transport import shared_memory
 
     _, *nodes = comm.gather(shared_memory(comm)) or [None]
@@ -187,9 +195,7 @@ def _agree(comm: "MPI.Intracomm", plan: Plan | None, status: int) -> tuple[Plan 
     plan, status = comm.bcast((plan, status))
     if plan is None:
         return None, status
-    settings = dataclasses.asdict(plan.options.config)
-    network = network_spec(settings, plan.env.observation_shape, plan.env.num_actions)
-    shapes = "; ".join(f"{layer.part} {layer.shape}" for layer in layers(network))
+    shapes = "; ".join(f"{layer.part} {layer.shape}" for layer in layers(plan.network))
     everyones = comm.gather(shapes)
     _, status = comm.bcast(answer(lambda: _compare(everyones)) if everyones else None)
     return (None if status else plan), status
@@ -209,7 +215,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     """Rank 0's part of a run; return its exit status."""
     from mpi4py import MPI
 
-    from mpi_rl.networks import initial_params, network_spec
+    from mpi_rl.networks import initial_params
     from mpi_rl.progress import Progress
     from mpi_rl.recorder import Recorder
     from mpi_rl.runfile import CannotWrite
@@ -219,8 +225,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
 
     options, config = plan.options, plan.options.config
     settings = dataclasses.asdict(config)
-    network = network_spec(settings, plan.env.observation_shape, plan.env.num_actions)
-    params = initial_params(network, config.seed)
+    params = initial_params(plan.network, config.seed)
     update_rule = server_rule(settings, params, plan.groups)
     sleeping_barrier(comm)
     link = ServerLink(comm, params.size, plan.max_episodes, options.by_message)
@@ -278,17 +283,14 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from mpi4py import MPI
 
-    from mpi_rl.networks import network_spec, num_params
+    from mpi_rl.networks import num_params
     from mpi_rl.transport import WorkerLink, sleeping_barrier
 
-    options, config, env = plan.options, plan.options.config, plan.env
-    network = network_spec(dataclasses.asdict(config), env.observation_shape, env.num_actions)
+    options, size = plan.options, num_params(plan.network)
     sleeping_barrier(comm)
-    link = WorkerLink(
-        comm, num_params(network), plan.max_episodes, options.by_message, options.spin
-    )
+    link = WorkerLink(comm, size, plan.max_episodes, options.by_message, options.spin)
     try:
-        _learn(comm, plan, link, network)
+        _learn(comm, plan, link)
     except MPI.Exception:
         raise
     except Exception:
@@ -298,7 +300,7 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
     link.close()
 
 
-def _learn(comm: "MPI.Intracomm", plan: Plan, link: "WorkerLink", network: "NetworkSpec") -> None:
+def _learn(comm: "MPI.Intracomm", plan: Plan, link: "WorkerLink") -> None:
     """Make a worker's agent, and let it work by the run's algorithm."""
     import numpy as np
 
@@ -311,14 +313,14 @@ def _learn(comm: "MPI.Intracomm", plan: Plan, link: "WorkerLink", network: "Netw
     rng, own = make_rng(config.seed, me), np.zeros((2, link.params.size), np.float32)
     if config.algorithm == "a3c":
         params = link.params if config.pull_period == 1 else own[0]
-        agent = Agent(config, plan.env, network, params, link.grads, rng)
+        agent = Agent(config, plan.env, plan.network, params, link.grads, rng)
         a3c.work(link, agent, config)
     else:
         members = [worker + 1 for worker, of in enumerate(plan.groups) if of == plan.groups[me]]
         group = Group(comm, members, link.params.size)
         rule = make_update_rule(dataclasses.asdict(config), group.params, 1)
         slowdown = config.group_slowdown if plan.groups[me] == max(plan.groups) else 1.0
-        agent = Agent(config, plan.env, network, own[0], own[1], rng)
+        agent = Agent(config, plan.env, plan.network, own[0], own[1], rng)
         genkidama.work(link, group, agent, rule, config, slowdown)
         group.close()
     agent.close()

@@ -73,6 +73,14 @@ def set_rng_state(rng: np.random.Generator, state: np.ndarray) -> None:
     }
 
 
+def draw(logits: np.ndarray, rng: np.random.Generator, greedy: bool) -> np.ndarray:
+    """Return actions, (E,), for logits (E, num_actions): drawn from their softmax, or the largest.
+
+    The largest of logits + Gumbel noise is a draw from softmax(logits).
+    """
+    return (logits if greedy else logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+
+
 class Agent:
     """Plays ``envs_per_worker`` environments and computes gradients into the worker's slot."""
 
@@ -119,7 +127,7 @@ class Agent:
         env_s = act_s = 0.0
         for t in range(config.n_steps):
             logits[t] = network.logits(t, observations)
-            # The largest of logits + Gumbel noise is a draw from softmax(logits).
+            # As ``draw`` does, with all noise drawn at once.
             np.add(noise[t], logits[t], noise[t]).argmax(1, actions[t])
             before, now = now, perf_counter()
             act_s += now - before

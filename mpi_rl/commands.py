@@ -289,6 +289,11 @@ def inspect_runs(files: tuple[Path, ...], verify: bool) -> int:
     return 1 if problems else 0
 
 
+GREEDY = click.option(
+    "--greedy", is_flag=True, help="take the likeliest action instead of sampling as in training"
+)
+
+
 @cli.command("evaluate")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -298,9 +303,7 @@ def inspect_runs(files: tuple[Path, ...], verify: bool) -> int:
     type=click.IntRange(1),
     help="episodes of each snapshot",
 )
-@click.option(
-    "--greedy", is_flag=True, help="take the likeliest action instead of sampling as in training"
-)
+@GREEDY
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="of episodes and actions"
 )
@@ -343,9 +346,7 @@ def evaluate_runs(
     type=click.IntRange(0),
     help="of the episodes and the actions",
 )
-@click.option(
-    "--greedy", is_flag=True, help="take the likeliest action instead of sampling as in training"
-)
+@GREEDY
 def record_run(
     file: Path,
     output: Path | None,

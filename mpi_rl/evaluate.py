@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from mpi4py.futures import MPICommExecutor
 
-from mpi_rl.agent import make_network
+from mpi_rl.agent import draw, make_network
 from mpi_rl.envs import env_spec_from_json, make_envs
 from mpi_rl.lock import writer_lock
 from mpi_rl.networks import network_spec
@@ -143,8 +143,7 @@ def play(
     wanted = -(-(request.num_episodes - everyone) // count)
     while (turn < wanted).any():
         logits = network.logits(0, observations)
-        noise = 0 if request.greedy else rng.gumbel(size=logits.shape)
-        result = envs.step((logits + noise).argmax(axis=1))
+        result = envs.step(draw(logits, rng, request.greedy))
         observations = result.observations
         playing = turn < wanted
         at = turn[playing], everyone[playing]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mpi_rl.envs import AleGame, VectorTask, env_spec_from_json, make_envs
-from mpi_rl.agent import make_network
+from mpi_rl.agent import draw, make_network
 from mpi_rl.networks import Network, network_spec
 from mpi_rl.runfile import Run, read_run
 
@@ -84,8 +84,7 @@ def _play(
         if step % skip == 0:
             frames.append(_frame(envs.render()))
         logits = network.logits(0, observations)
-        noise = 0 if greedy else rng.gumbel(size=logits.shape)
-        result = envs.step((logits + noise).argmax(axis=1))
+        result = envs.step(draw(logits, rng, greedy))
         observations, episode_return = result.observations, episode_return + float(
             result.rewards[0]
         )

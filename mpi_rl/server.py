@@ -39,8 +39,8 @@ def serve(
     """Serve until the budget is spent or a stop is requested, and every worker has been told.
 
     ``groups`` has each worker's group; ``stop_requested`` returns the reason for a stop, '' while
-    there is none. Raises WorkerFailed when a worker reports an exception, and
-    once every worker has been told to stop, or was waited for, what ``_Stop.end`` raises.
+    there is none. Raises WorkerFailed when a worker reports an exception, and once every worker has
+    been told to stop, or was waited for, what ``_Stop.end`` raises.
     """
 
     def show(last: bool = False) -> None:
