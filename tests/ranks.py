@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,11 @@ class Result:
 
 
 def environment() -> dict[str, str]:
-    """The environment without an outer MPI's or Slurm's settings, with what Open MPI needs."""
+    """The environment without an outer MPI's or Slurm's settings, with what Open MPI needs.
+
+    Temporary files are each launch's own: Open MPI does not start where one that was killed has
+    left some for the same process id.
+    """
     outside = ("OMPI_", "PRTE_", "PMI", "SLURM", "HYDRA", "MPIEXEC", "PYTEST")
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(outside)}
     return {
@@ -36,13 +41,14 @@ def environment() -> dict[str, str]:
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",
+        "TMPDIR": tempfile.mkdtemp(),
     }
 
 
 def start(
     num_ranks: int, *arguments: object, cwd: Path, program: tuple[object, ...] = ("-m", "mpi_rl")
 ) -> subprocess.Popen:
-    """Start ``python -m mpi_rl ARGUMENTS`` on ``num_ranks`` ranks ."""
+    """Start ``python -m mpi_rl ARGUMENTS`` on ``num_ranks`` ranks."""
     command = [MPIRUN, "-n", num_ranks, sys.executable, *program, *arguments]
     words = ["sh", "-c", f'{MARK}=$$ exec "$@"', "sh", *map(str, command)]
     return subprocess.Popen(
