@@ -82,8 +82,10 @@ class Plan:
 
     @property
     def max_episodes(self) -> int:
-        """The most episodes that one rollout can finish: a single environment's ends it."""
+        """The most episodes of a push: a single environment's ends a rollout; or an exchange's."""
         config = self.options.config
+        if config.algorithm == "genkidama":
+            return config.exchange_period
         return config.n_steps * config.envs_per_worker if config.envs_per_worker > 1 else 1
 
     @property
@@ -228,7 +230,9 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     params = initial_params(plan.network, config.seed)
     update_rule = server_rule(settings, params, plan.groups)
     sleeping_barrier(comm)
-    link = ServerLink(comm, params.size, plan.max_episodes, options.by_message)
+    link = ServerLink(
+        comm, params.size, plan.max_episodes, options.by_message, config.exchange_dtype
+    )
     origin = _origin(comm, plan, commit)
     recorder = Recorder(
         options.output,
@@ -288,7 +292,8 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
 
     options, size = plan.options, num_params(plan.network)
     sleeping_barrier(comm)
-    link = WorkerLink(comm, size, plan.max_episodes, options.by_message, options.spin)
+    dtype = options.config.exchange_dtype
+    link = WorkerLink(comm, size, plan.max_episodes, options.by_message, options.spin, dtype)
     try:
         _learn(comm, plan, link)
     except MPI.Exception:

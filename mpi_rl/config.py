@@ -24,6 +24,8 @@ OPERATIONAL_FIELDS = {
     "checkpoint_period_s"
 }  # may change between a run and its resumption: they do not touch learning
 
+NUM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a number
+
 
 def _setting(
     default: Any,
@@ -99,6 +101,19 @@ class Config:
     )
     beta: float = _setting(
         0.0, "genkidama: share of the server's parameters in a group's new ones", 0, 1
+    )
+    elastic: bool = _setting(
+        False,
+        "genkidama: a group mixes with the server's parameters from before the exchange (with alpha"
+        " = beta that is elastic averaging)",
+    )
+    exchange_period: int = _setting(
+        1, "genkidama: episodes that each member plays from one exchange to the next", 1
+    )
+    exchange_dtype: str = _setting(
+        "float32",
+        "genkidama: precision of parameters between groups and server",
+        choices=tuple(NUM_BYTES),
     )
     group_slowdown: float = _setting(
         1.0, "genkidama: the last group takes so many times as long, as if on a slower machine", 1
@@ -190,11 +205,17 @@ class Config:
             )
         if self.algorithm == "genkidama":
             self._check_genkidama()
-        elif self.group_size > 1:
-            raise ValueError(
-                f"group_size = {self.group_size} with algorithm = 'a3c', whose workers are on their"
-                " own: must be 1, or algorithm = 'genkidama'"
-            )
+        else:
+            self._check_a3c()
+
+    def _check_a3c(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.metadata["help"].startswith("genkidama:") and value != item.default:
+                raise ValueError(
+                    f"{item.name} = {value!r} with algorithm = 'a3c', whose workers are on their"
+                    f" own: must be {item.default!r}, or algorithm = 'genkidama'"
+                )
 
     def _check_genkidama(self) -> None:
         for name, right, why in (

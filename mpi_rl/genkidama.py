@@ -1,8 +1,8 @@
-"""Genkidama's worker: play an episode, learn into the group's parameters, average with the server.
+"""Genkidama's worker: play episodes, learn into the group's parameters, average with the server.
 
 Asynchronous weight averaging, from the thesis at github.com/niko047/Genkidama. Members of a group
-change its parameters without a lock, as A3C's threads do. At an episode's end they meet, and one of
-them, the leader, exchanges for all:
+change its parameters without a lock, as A3C's threads do. At an episode's end, or that of every
+``exchange_period``-th, they meet, and one of them, the leader, exchanges for all:
 
     server <- (1 - alpha) server + alpha group,    then    group <- (1 - beta) group + beta server
 
@@ -48,29 +48,29 @@ def work(
     agent.reset()
     scratch, push_s, wait_s, cpu = np.zeros_like(group.params), 0.0, 0.0, process_time()
     while reply["command"] != Command.STOP:
-        version, episode = reply["version"], _Episode()
-        while not episode.is_over:
-            if episode.num_updates % config.pull_period == 0:
-                episode.num_torn_pulls += group.pull(agent.params)
+        version, played = reply["version"], _Played()
+        while played.num_episodes < config.exchange_period:
+            if played.since_pull % config.pull_period == 0:
+                played.num_torn_pulls += group.pull(agent.params)
             began = perf_counter()
             rollout = agent.collect()
             collected = perf_counter()
             losses, grad_norm = agent.learn(rollout)
             scale = clipping(grad_norm, config.max_grad_norm)
             met = group.update(update_rule, agent.grads, config.learning_rate, scale)
-            episode.add(rollout, losses, grad_norm, met, perf_counter() - collected)
+            played.add(rollout, losses, grad_norm, met, perf_counter() - collected)
             time.sleep((slowdown - 1) * (perf_counter() - began))
-        played = perf_counter()
+        ended = perf_counter()
         group.meet()
-        met_s = perf_counter() - played
+        met_s = perf_counter() - ended
         if group.is_leader:
             np.copyto(link.grads, group.params)
         before, cpu = cpu, process_time()
         kind = Kind.PUSH if group.is_leader else Kind.REPORT
-        phases = *episode.phases(), push_s, wait_s + met_s, cpu - before
+        phases = *played.phases(), push_s, wait_s + met_s, cpu - before
         link.header["kind"], link.header["version"] = kind, version
         link.header["phase_s"], link.header["rng_state"] = phases, rng_state(agent.rng)
-        episode.write(link.header)
+        played.write(link.header)
         started = perf_counter()
         link.push()
         pushed = perf_counter()
@@ -81,8 +81,8 @@ def work(
         push_s, wait_s = pushed - started, perf_counter() - pushed
 
 
-class _Episode:
-    """What a worker did in an episode, for its header."""
+class _Played:
+    """What a worker did from one exchange to the next, for its header."""
 
     def __init__(self) -> None:
         self.num_steps = self.num_updates = self.num_conflicts = self.num_torn_pulls = 0
@@ -90,11 +90,12 @@ class _Episode:
         self._seconds = np.zeros(3)  # env, act, learn
         self._returns: list[float] = []
         self._lengths: list[int] = []
+        self.since_pull = 0  # updates; at an episode's end it is 0 again
 
     @property
-    def is_over(self) -> bool:
-        """Whether its end has been played."""
-        return bool(self._returns)
+    def num_episodes(self) -> int:
+        """How many episodes have been played to their end."""
+        return len(self._returns)
 
     def add(
         self, rollout: Rollout, losses: Losses, grad_norm: float, met: bool, learn_s: float
@@ -105,6 +106,7 @@ class _Episode:
         self.num_conflicts += met
         self._terms += (*losses, grad_norm)
         self._seconds += (rollout.env_s, rollout.act_s, learn_s)
+        self.since_pull = 0 if rollout.episode_returns else self.since_pull + 1
         self._returns += rollout.episode_returns
         self._lengths += rollout.episode_lengths
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpi_rl.config import budget, spent
+from mpi_rl.config import NUM_BYTES, budget, config_from_json, spent
 from mpi_rl.lock import is_locked
 from mpi_rl.runfile import STATUSES, Run, read_runs
 from mpi_rl.timing import advice, in_words, server_load, shares
@@ -38,8 +38,9 @@ def problems_of(run: Run) -> list[str]:
         return problems
     period, most = config["interval_period_steps"], config["n_steps"] * config["envs_per_worker"]
     fewest = 1  # updates per interval
-    if config["algorithm"] == "genkidama":  # whose workers push once per episode
-        most, fewest = max(episodes["episode_length"], default=0), 0
+    if config["algorithm"] == "genkidama":  # whose workers push at the ends of episodes
+        longest = max(episodes["episode_length"], default=0)
+        most, fewest = config.get("exchange_period", 1) * longest, 0
     step, version = attributes["step"], attributes["version"]
     complete = attributes["status"] == "complete"
     ends = intervals["step"] // period
@@ -157,12 +158,17 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
 
 def _groups(run: Run) -> list[str]:
     """Return what the groups of a Genkidama run did, a line each."""
-    config, workers = run.config, run.tables["workers"]
-    if config["algorithm"] != "genkidama":
+    config, workers = config_from_json(run.attributes["config"]), run.tables["workers"]
+    if config.algorithm != "genkidama":
         return []
+    num_bytes = run.snapshot_params.shape[1] * NUM_BYTES[config.exchange_dtype]
+    count = config.exchange_period
+    period = f"every {count} episodes" if count > 1 else "each episode"
     lines = [
-        f"  exchange   server <- {1 - config['alpha']:g} server + {config['alpha']:g} group, then"
-        f" group <- {1 - config['beta']:g} group + {config['beta']:g} server"
+        f"  exchange   server <- {1 - config.alpha:g} server + {config.alpha:g} group,"
+        f" {'and' if config.elastic else 'then'} group <- {1 - config.beta:g} group +"
+        f" {config.beta:g} server",
+        f"             after {period}, {num_bytes:,} bytes each way ({config.exchange_dtype})",
     ]
     for group in np.unique(workers["group_id"]):
         of = workers["group_id"] == group

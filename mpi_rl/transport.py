@@ -1,6 +1,7 @@
 """Pushes and replies between server and workers: one message each way, sleeping waits.
 
-A worker's slot is one stretch of memory, ``reply | params[P] | header | grads[P]``:
+A worker's slot is one stretch of memory, ``reply | params[P] | header | grads[P]``, whose vectors
+are of float32 or, to be sent at half the size, of float16 or bfloat16:
 
 * on the server's node it lies in a shared window that both ends map, and a message carries only the
   small header or reply;
@@ -93,6 +94,15 @@ def header_dtype(max_episodes: int) -> np.dtype:
     )
 
 
+def exchange_dtype(name: str) -> np.dtype:
+    """Return a slot's type of number by its name: float32, float16 or bfloat16."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
 class Backoff:
     """Ever longer sleeps, SLEEP_FIRST_S to SLEEP_LAST_S; none at all with ``spin``.
 
@@ -138,18 +148,23 @@ class Slot:
     """Views of a worker's memory, or of the server's end of it."""
 
     def __init__(
-        self, num_params: int, max_episodes: int, memory: np.ndarray | None = None
+        self,
+        num_params: int,
+        max_episodes: int,
+        memory: np.ndarray | None = None,
+        dtype: str = "float32",
     ) -> None:
-        header = header_dtype(max_episodes)
-        sizes = [REPLY.itemsize, 4 * num_params, header.itemsize, 4 * num_params]
+        header, vector = header_dtype(max_episodes), exchange_dtype(dtype)
+        num_bytes = vector.itemsize * num_params
+        sizes = [REPLY.itemsize, num_bytes, header.itemsize, num_bytes]
         starts = np.cumsum([0] + [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes])
         self.num_bytes = int(starts[-1])
         if memory is None:
             memory = np.zeros(self.num_bytes, np.uint8)
         ends = starts[:-1] + sizes
         reply, params, head, grads = (memory[a:b] for a, b in zip(starts, ends))
-        self.reply, self.params = reply.view(REPLY), params.view(np.float32)
-        self.header, self.grads = head.view(header), grads.view(np.float32)
+        self.reply, self.params = reply.view(REPLY), params.view(vector)
+        self.header, self.grads = head.view(header), grads.view(vector)
         self._small = reply, head
         self._whole = memory[starts[0] : ends[1]], memory[starts[2] : ends[3]]
 
@@ -215,9 +230,12 @@ class WorkerLink(_Link):
         max_episodes: int,
         by_message: bool = False,
         spin: bool = False,
+        dtype: str = "float32",
     ) -> None:
-        super().__init__(comm, Slot(num_params, max_episodes).num_bytes, by_message)
-        slot = Slot(num_params, max_episodes, self._memory(self._node.rank) if self._near else None)
+        num_bytes = Slot(num_params, max_episodes, dtype=dtype).num_bytes
+        super().__init__(comm, num_bytes, by_message)
+        memory = self._memory(self._node.rank) if self._near else None
+        slot = Slot(num_params, max_episodes, memory, dtype)
         self.reply, self.params, self.header, self.grads = slot.views()
         self._spin, self.header["worker"] = spin, comm.rank - 1
         down, up = slot.messages(self._near)
@@ -263,7 +281,12 @@ class ServerLink(_Link):
     """The server's end: ``poll``, read header and grads, write params, ``reply``."""
 
     def __init__(
-        self, comm: MPI.Intracomm, num_params: int, max_episodes: int, by_message: bool = False
+        self,
+        comm: MPI.Intracomm,
+        num_params: int,
+        max_episodes: int,
+        by_message: bool = False,
+        dtype: str = "float32",
     ) -> None:
         super().__init__(comm, 0, by_message)
         self.num_workers = comm.size - 1
@@ -275,9 +298,10 @@ class ServerLink(_Link):
         self._slots, self._receives, self._sends = [], [], []
         node_ranks = itertools.count(1)  # of the workers in the window, which keep their order
         for rank, (near, _, _) in enumerate(gathered, start=1):
-            slot = Slot(0 if near else num_params, max_episodes)
+            slot = Slot(0 if near else num_params, max_episodes, dtype=dtype)
             if near:  # the vectors are the worker's own; header and reply, being sent, are not
-                shared = Slot(num_params, max_episodes, self._memory(next(node_ranks)))
+                memory = self._memory(next(node_ranks))
+                shared = Slot(num_params, max_episodes, memory, dtype)
                 slot.params, slot.grads = shared.params, shared.grads
             down, up = slot.messages(near)
             self._slots.append(slot)
@@ -299,11 +323,11 @@ class ServerLink(_Link):
         return self._slots[worker].header[0]
 
     def grads(self, worker: int) -> np.ndarray:
-        """Return the gradient that ``worker`` pushed, (P,) float32."""
+        """Return the gradient that ``worker`` pushed, (P,)."""
         return self._slots[worker].grads
 
     def params(self, worker: int) -> np.ndarray:
-        """Return where the server writes what ``worker``'s next reply brings, (P,) float32.
+        """Return where the server writes what ``worker``'s next reply brings, (P,).
 
         It may be written from the worker's push to the reply.
         """

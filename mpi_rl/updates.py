@@ -177,21 +177,33 @@ class Mixing:
     x are the parameters of a worker's group, which come as ``grads``; rate and scale are not used.
     What the group has after its own half, (1 - beta) x + beta params, is kept as a statistic, so
     that a run that is resumed gives each group its own parameters back.
+
+    If it is ``elastic``, a group mixes with the server's parameters from before the exchange: with
+    alpha = beta both move by the same, as in Zhang, Choromanska & LeCun 2015, equations 5 and 6.
     """
 
     def __init__(
-        self, params: np.ndarray, alpha: float, beta: float, groups: Sequence[int]
+        self,
+        params: np.ndarray,
+        alpha: float,
+        beta: float,
+        groups: Sequence[int],
+        elastic: bool = False,
     ) -> None:
         """Take each worker's group, and both strengths, from 0 to 1."""
         self.statistics = {"group_params": np.tile(params, (len(set(groups)), 1))}
         self._params, self._alpha, self._beta, self._groups = params, alpha, beta, groups
+        self._elastic = elastic
         self._scratch = _Scratch(params)
 
     def __call__(
         self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float, worker: int
     ) -> None:
+        if self._elastic:
+            np.copyto(reply, self._params)
         mix(self._params, grads, self._alpha, self._scratch())
-        np.copyto(reply, self._params)
+        if not self._elastic:
+            np.copyto(reply, self._params)
         group = self.start(worker)
         np.copyto(group, grads)
         mix(group, reply, self._beta, self._scratch())
@@ -204,7 +216,7 @@ class Mixing:
 def mix(params: np.ndarray, others: np.ndarray, share: float, scratch: np.ndarray) -> None:
     """params <- (1 - share) params + share others, in place; ``scratch`` is another such vector.
 
-    With share 0 and 1 it is exactly the one or the other.
+    With share 0 and 1 it is exactly the one or the other. ``others`` may be of half precision.
     """
     params *= np.float32(1 - share)
     params += np.multiply(others, np.float32(share), out=scratch)
@@ -238,7 +250,8 @@ def server_rule(
 ) -> UpdateRule:
     """Return what the server does with pushes by workers of these ``groups``."""
     if settings["algorithm"] == "genkidama":
-        return Mixing(params, settings["alpha"], settings["beta"], groups)
+        strengths = settings["alpha"], settings["beta"]
+        return Mixing(params, *strengths, groups, settings["elastic"])
     return make_update_rule(settings, params, len(groups))
 
 

@@ -1,9 +1,12 @@
-"""Exchange groups' parameters with a server: mpirun ... mixing.py TRANSPORT ALPHA BETA ORDER.
+"""Exchange groups' parameters with a server: mpirun ... mixing.py TRANSPORT ORDER SETTINGS.
 
 Each worker is a group, and adds its rank to all of its parameters in an episode. The server takes
-their exchanges in the ORDER given, like 0,1,1, and prints its own value and each group's.
+their exchanges in the ORDER given, like 0,1,1, and prints its own value and each group's. SETTINGS
+are a run's, in JSON.
 """
 
+import dataclasses
+import json
 import sys
 from types import SimpleNamespace
 
@@ -12,14 +15,20 @@ from mpi4py import MPI
 
 from mpi_rl import genkidama
 from mpi_rl.agent import make_rng
-from mpi_rl.config import Config
+from mpi_rl.config import NUM_BYTES, Config
 from mpi_rl.group import Group
 from mpi_rl.losses import Losses
 from mpi_rl.transport import Command, Kind, ServerLink, WorkerLink, wait_until
-from mpi_rl.updates import Mixing, make_update_rule
+from mpi_rl.updates import make_update_rule, server_rule
 
 NUM_PARAMS = 50_001
 SGD = dict(update_rule="sgd", momentum=0.0, weight_decay=0.0)
+SETTINGS = dict(
+    algorithm="genkidama",
+    learning_rate=1.0,
+    learning_rate_schedule="constant",
+    max_grad_norm=0.0,
+)
 
 
 class Agent:
@@ -42,30 +51,23 @@ class Agent:
         return Losses(0, 0, 0), 1.0
 
 
-def work(comm: MPI.Intracomm, by_message: bool, alpha: float, beta: float) -> None:
-    link = WorkerLink(comm, NUM_PARAMS, 1, by_message)
+def work(comm: MPI.Intracomm, by_message: bool, config: Config) -> None:
+    room = NUM_PARAMS, config.exchange_period
+    link = WorkerLink(comm, *room, by_message, dtype=config.exchange_dtype)
     group = Group(comm, [comm.rank], NUM_PARAMS)
-    config = Config(
-        algorithm="genkidama",
-        alpha=alpha,
-        beta=beta,
-        learning_rate=1.0,
-        learning_rate_schedule="constant",
-        max_grad_norm=0.0,
-    )
     genkidama.work(link, group, Agent(comm.rank), make_update_rule(SGD, group.params, 1), config, 1)
     assert (group.params == group.params[0]).all()
+    assert link.params.itemsize == NUM_BYTES[config.exchange_dtype]
     comm.gather(group.params[0].item())
     group.close()
     link.close()
 
 
-def serve(
-    comm: MPI.Intracomm, by_message: bool, alpha: float, beta: float, order: list[int]
-) -> None:
-    link = ServerLink(comm, NUM_PARAMS, 1, by_message)
+def serve(comm: MPI.Intracomm, by_message: bool, order: list[int], config: Config) -> None:
+    room = NUM_PARAMS, config.exchange_period
+    link = ServerLink(comm, *room, by_message, config.exchange_dtype)
     params, arrived = np.zeros(NUM_PARAMS, np.float32), set()
-    rule = Mixing(params, alpha, beta, range(link.num_workers))
+    rule = server_rule(dataclasses.asdict(config), params, range(link.num_workers))
 
     def wait_for(worker: int) -> None:
         wait_until(lambda: arrived.update(link.poll()) or worker in arrived)
@@ -78,7 +80,9 @@ def serve(
         link.reply(worker, 0, Command.CONTINUE)
     for turn, worker in enumerate(order):
         wait_for(worker)
-        assert link.header(worker)["kind"] == Kind.PUSH and link.header(worker)["num_updates"] == 1
+        header = link.header(worker)
+        assert header["kind"] == Kind.PUSH and header["num_updates"] == config.exchange_period
+        assert header["num_episodes"] == len(header["episode_returns"]) == config.exchange_period
         rule(link.grads(worker), link.params(worker), 0.0, 1.0, worker)
         is_last = worker not in order[turn + 1 :]
         link.reply(worker, turn + 1, Command.STOP if is_last else Command.CONTINUE)
@@ -91,12 +95,12 @@ def serve(
 
 if __name__ == "__main__":
     world, message = MPI.COMM_WORLD, sys.argv[1] == "message"
-    strengths = float(sys.argv[2]), float(sys.argv[3])
+    config = Config(**(SETTINGS | json.loads(sys.argv[3])))
     try:
         if world.rank == 0:
-            serve(world, message, *strengths, [int(word) for word in sys.argv[4].split(",")])
+            serve(world, message, [int(word) for word in sys.argv[2].split(",")], config)
         else:
-            work(world, message, *strengths)
+            work(world, message, config)
     except BaseException:
         import traceback
 

@@ -1,6 +1,7 @@
 """Groups that average with the server: hand numbers, whole runs, failures."""
 
 import ast
+import json
 import os
 import signal
 import time
@@ -22,6 +23,7 @@ SMALL = ("train", THESIS, "--hidden-sizes", 8, "--output", "run.h5")
 
 
 LONG = (*SMALL, "--total-episodes", 10**6, "--checkpoint-period-s", 0.2)
+BFLOAT16 = {"exchange_dtype": "bfloat16"}
 PAIRS = ("--num-workers", 4, "--group-size", 2)
 
 
@@ -71,6 +73,14 @@ def test_one_exchange_equals_hand_numbers(alpha, beta, server, group):
     assert rule.start(2).tolist() == [group, -group] and rule.start(0).tolist() == [8, -8]
 
 
+def test_elastic_averaging_is_symmetric():
+    params, reply = vector(8, -8), vector(0, 0)
+    rule = Mixing(params, 0.25, 0.25, [0, 1], elastic=True)
+    rule(vector(4, -4), reply, 0.1, 0.5, 1)
+    assert reply.tolist() == [8, -8]  # what the server had before
+    assert params.tolist() == [7, -7] and rule.start(1).tolist() == [5, -5]  # both moved by 1
+
+
 def test_mixing_is_exact_at_its_ends():
     rng = np.random.default_rng(0)
     ours, theirs = (rng.normal(size=1000).astype(np.float32) for _ in range(2))
@@ -83,21 +93,31 @@ def test_mixing_is_exact_at_its_ends():
 @pytest.mark.mpi
 @pytest.mark.parametrize("transport", ["window", "message"])
 @pytest.mark.parametrize(
-    "alpha, beta, order, expected",
+    "alpha, beta, order, expected, more",
     [
         # Group 0 adds 1 in an episode, group 1 adds 2; written as server, group.
-        (0, 0, "0,1,0", [0, 2, 2]),
-        (1, 0, "0,1,0", [2, 2, 2]),  # the server has what came last
-        (0, 1, "0,1,0", [0, 0, 0]),  # groups get the server's zeros each time
-        (1, 1, "0,1,0", [2, 2, 2]),  # 1, then 2, then 1 + 1
-        (0.5, 0, "0,0,1", [1.625, 2, 2]),  # .5, then .25 + 1 = 1.25, then .625 + 1
+        (0, 0, "0,1,0", [0, 2, 2], {}),
+        (1, 0, "0,1,0", [2, 2, 2], {}),  # the server has what came last
+        (0, 1, "0,1,0", [0, 0, 0], {}),  # groups get the server's zeros each time
+        (1, 1, "0,1,0", [2, 2, 2], {}),  # 1, then 2, then 1 + 1
+        (0.5, 0, "0,0,1", [1.625, 2, 2], {}),  # .5, then .25 + 1 = 1.25, then .625 + 1
         # .5 | .75; of 1.75: .25 + .875 = 1.125 | .875 + .5625; of 2: .5625 + 1 = 1.5625 | 1.78125
-        (0.5, 0.5, "0,0,1", [1.5625, 1.4375, 1.78125]),
+        (0.5, 0.5, "0,0,1", [1.5625, 1.4375, 1.78125], {}),
+        # As above from the server's old ones: .5 | .5; of 1.5: 1 | 1; of 2: 1.5 | 1.5
+        (0.5, 0.5, "0,0,1", [1.5, 1, 1.5], {"elastic": True}),
+        # 2 episodes of 1 are 2: 1 | 1.5; of 3.5: 2.25 | 2.875; of 4: 3.125 | 3.5625
+        (0.5, 0.5, "0,0,1", [3.125, 2.875, 3.5625], {"exchange_period": 2}),
+        # The same numbers, all of which have 7 bits or less ...
+        (0.5, 0.5, "0,0,1", [1.5625, 1.4375, 1.78125], {"exchange_dtype": "float16"}),
+        (0.5, 0.5, "0,0,1", [1.5625, 1.4375, 1.78125], BFLOAT16),
+        # ... and more: 1 + 2^-9 goes up as 1, and 2^-8 - 2^-18 comes down as 2^-8.
+        (2**-9, 1, "0,0,1", [2**-7 - 3 * 2**-18 + 2**-27, 2**-8, 2**-7], BFLOAT16),
     ],
 )
-def test_exchanges_equal_hand_numbers(tmp_path, transport, alpha, beta, order, expected):
+def test_exchanges_equal_hand_numbers(tmp_path, transport, alpha, beta, order, expected, more):
     program = (ROOT / "tests" / "mixing.py",)
-    result = mpirun(3, transport, alpha, beta, order, cwd=tmp_path, program=program)
+    settings = json.dumps({"alpha": alpha, "beta": beta, **more})
+    result = mpirun(3, transport, order, settings, cwd=tmp_path, program=program)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert ast.literal_eval(result.stdout) == expected
 
