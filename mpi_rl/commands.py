@@ -327,7 +327,10 @@ def evaluate_runs(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="[default: FILE with .gif]"
 )
 @click.option(
-    "--snapshot", default="best", show_default=True, help="best, last, or the step of a snapshot"
+    "--snapshot",
+    default="best",
+    show_default=True,
+    help="best, last, group 0 (with groups), or the step of a snapshot",
 )
 @click.option(
     "--episodes", default=1, show_default=True, type=click.IntRange(1), help="episodes to show"

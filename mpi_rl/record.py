@@ -25,7 +25,8 @@ def record(
 ) -> str:
     """Play episodes with one snapshot of run file ``path``; return what happened.
 
-    ``snapshot`` is 'best', 'last' or a step. Raises ValueError if the run has no such snapshot.
+    ``snapshot`` is 'best', 'last', 'group 0' or a step. Raises ValueError if the run has no such
+    snapshot.
     """
     run = read_run(path)
     row = _snapshot_row(run, path, snapshot)

@@ -40,7 +40,7 @@ _COUNTS = (
 class Snapshot(NamedTuple):
     """Parameters worth keeping, and when they were."""
 
-    kind: str  # "periodic", "best" or "last"
+    kind: str  # "periodic", "group 0" and so on: a group's own, "best" or "last"
     step: int
     version: int
     mean_return: float
@@ -209,6 +209,17 @@ class Recorder:
     def _snapshot(self, kind: str) -> Snapshot:
         return Snapshot(kind, self.step, self.version, self.mean_return(), self._params.copy())
 
+    def _groups_snapshots(self) -> list[Snapshot]:
+        """Return what each group has since its last exchange, with its own members' return."""
+        episodes = self._tables["episodes"].columns()
+        played_by = np.array(self._groups)[episodes["worker_id"]]
+        snapshots = []
+        for group, params in enumerate(self._statistics.get("group_params", ())):
+            recent = episodes["episode_return"][played_by == group][-RECENT_EPISODES:]
+            mean = recent.mean() if len(recent) else math.nan
+            snapshots.append(Snapshot(f"group {group}", self.step, self.version, mean, params))
+        return snapshots
+
     # --- What is known now
 
     @property
@@ -279,7 +290,8 @@ class Recorder:
             "wall_time_s": self.wall_time_s(),
             "ended": utc_now(),
         }
-        snapshots = [*self._periodic, *filter(None, [self._best]), self._snapshot("last")]
+        snapshots = [*self._periodic, *self._groups_snapshots()]
+        snapshots += [*filter(None, [self._best]), self._snapshot("last")]
         table = Table("snapshots")
         for snapshot in snapshots:
             row = snapshot._asdict()

@@ -157,6 +157,7 @@ def test_two_groups_of_four_run_as_in_the_thesis(tmp_path, transport):
     snapshots = run.tables["snapshots"]
     periodic = snapshots["version"][snapshots["kind"] == "periodic"]
     assert periodic.tolist() == list(range(4, version + 1, 4))
+    assert snapshots["kind"][-3:].tolist() == ["group 0", "group 1", "last"]
     text = summary(tmp_path / "run.h5")
     assert "server <- 0.9 server + 0.1 group, then group <- 1 group + 0 server" in text
     assert f"workers 4, 5, 6, 7: {exchanges[4]:,} exchanges" in text
@@ -177,6 +178,12 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert first.attributes["status"] == "checkpointed" and verify_run(path) == []
     of_groups = first.state["update_rule/group_params"]
     assert not np.array_equal(*of_groups)  # with beta 0 they never meet
+    kinds, returns = first.tables["snapshots"]["kind"], first.episodes["episode_return"]
+    for group in (0, 1):
+        (row,) = np.flatnonzero(kinds == f"group {group}")
+        np.testing.assert_array_equal(first.snapshot_params[row], of_groups[group])
+        recent = returns[np.isin(first.episodes["worker_id"], [2 * group, 2 * group + 1])][-100:]
+        assert first.tables["snapshots"]["mean_return"][row] == pytest.approx(recent.mean())
     stopped(started(tmp_path, 5, *PAIRS, version=first.attributes["version"]))
     again = read_run(path, with_state=True)
     assert again.attributes["restart_count"] == 1 and verify_run(path) == []
