@@ -11,16 +11,15 @@ its deviation is that of episodes.
 
 import csv
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import matplotlib
 import numpy as np
-from scipy.stats import binomtest, bootstrap, gaussian_kde
+from scipy.stats import gaussian_kde
 
+from analysis.cells import CONFIDENCE, HEADER, SOLVED, Cell, improvement, markdown
 from mpi_rl.runfile import Run, read_runs
 
 matplotlib.use("Agg")
@@ -29,95 +28,8 @@ from matplotlib.axes import Axes  # noqa: E402
 
 FILES = tuple(Path("results", f"lunar_lander_thesis_{name}.h5") for name in ("a3c", "genkidama"))
 REFERENCE = Path(__file__).parent / "reference"
-SOLVED = 200.0  # mean return of LunarLander
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
 EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as one update
 EPISODES_PER_WORKER = 2000  # the thesis' budget
-HEADER = ("setting", "thesis", f"mean over seeds [{CONFIDENCE:.0%}]", "solved", "seeds")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting, in the thesis and here."""
-
-    label: str
-    thesis: tuple[float, float] | None  # mean and deviation
-    episodes: np.ndarray  # (runs, M) raw returns, in the order of the seeds
-
-    @property
-    def returns(self) -> np.ndarray:
-        """Each run's return, (runs,)."""
-        return self.episodes.mean(axis=1)
-
-    def row(self) -> list[str]:
-        """Return the cell as a row of a table with HEADER."""
-        thesis = "" if self.thesis is None else "{:.1f} ± {:.1f}".format(*self.thesis)
-        if not len(self.episodes):
-            return [self.label, thesis, "", "", ""]
-        solved, count = int((self.returns >= SOLVED).sum()), len(self.returns)
-        share = binomtest(solved, count).proportion_ci(CONFIDENCE)
-        return [
-            self.label,
-            thesis,
-            f"{self.returns.mean():.1f}{_in_brackets(_mean_interval(self.returns), '.1f')}",
-            f"{solved} of {count}{_in_brackets((share.low, share.high), '.2f')}",
-            ", ".join(f"{value:.0f}" for value in self.returns),
-        ]
-
-
-def _mean_interval(returns: np.ndarray) -> tuple[float, float] | None:
-    """Return the bootstrap interval of a mean over runs; None for fewer than two."""
-    if len(returns) < 2:
-        return None
-    found = bootstrap((returns,), np.mean, **_bootstrapping()).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the share of pairs of runs in which ``one`` is better; ties count half.
-
-    Agarwal et al. 2021, section 4.3.
-    """
-    above = one[:, None] > other
-    return float((above + 0.5 * (one[:, None] == other)).mean())
-
-
-def _improvement(one: Cell, other: Cell) -> list[str]:
-    """Return how likely a run of ``one`` beats a run of ``other``, as a row of a table."""
-    label = f"{one.label} over {other.label}"
-    if min(len(one.returns), len(other.returns)) < 2:
-        return [label, "", ""]
-    found = bootstrap(
-        (one.returns, other.returns),
-        probability_of_improvement,
-        vectorized=False,
-        **_bootstrapping(2000),
-    ).confidence_interval
-    between = (
-        None if one.thesis is None or other.thesis is None else one.thesis[0] - other.thesis[0]
-    )
-    return [
-        label,
-        "" if between is None else f"{between:+.1f}",
-        f"{probability_of_improvement(one.returns, other.returns):.2f}"
-        + _in_brackets((found.low, found.high), ".2f"),
-    ]
-
-
-def _bootstrapping(resamples: int = RESAMPLES) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    return dict(
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        n_resamples=resamples,
-        rng=rng,
-        paired=False,
-    )
-
-
-def _in_brackets(interval: tuple[float, float] | None, form: str) -> str:
-    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def cell(
@@ -198,7 +110,7 @@ def report(a3c: list[Cell], genkidama: dict[tuple[float, float, int], Cell]) -> 
     ends = {key[:2]: value for key, value in genkidama.items() if key[2] == last}
     best, four, extra = ends[0.9, 0.0], a3c[3], a3c[-1]
     parts = ["# LunarLander: the Genkidama thesis, and here"]
-    parts += ["## Table 5.2: A3C", _table(HEADER, [one.row() for one in a3c])]
+    parts += ["## Table 5.2: A3C", markdown(HEADER, [one.row() for one in a3c])]
     for number, alpha in zip(("5.3", "5.4", "5.5"), sorted({alpha for alpha, _ in ends})):
         rows = [
             [str(updates), *one.row()[1:], f"{beta:g}"]
@@ -206,24 +118,19 @@ def report(a3c: list[Cell], genkidama: dict[tuple[float, float, int], Cell]) -> 
             if own == alpha
         ]
         header = ("updates", *HEADER[1:], "beta")
-        parts += [f"## Table {number}: Genkidama, alpha {alpha:g}", _table(header, rows)]
-    parts += ["## Genkidama, at the end", _table(HEADER, [one.row() for one in ends.values()])]
+        parts += [f"## Table {number}: Genkidama, alpha {alpha:g}", markdown(header, rows)]
+    parts += ["## Genkidama, at the end", markdown(HEADER, [one.row() for one in ends.values()])]
     compared = [best, a3c[0], four, extra]
-    parts += ["## Table 5.6", _table(HEADER, [one.row() for one in compared])]
+    parts += ["## Table 5.6", markdown(HEADER, [one.row() for one in compared])]
     pairs = [
         *((best, other) for other in (a3c[0], four, extra)),
         *((a3c[0], other) for other in a3c[1:]),
         *((best, other) for key, other in ends.items() if key != (0.9, 0.0)),
     ]
     likely = f"probability that a run is better [{CONFIDENCE:.0%}]"
-    rows = [_improvement(one, other) for one, other in pairs]
-    parts += ["## Probabilities of improvement", _table(("", "thesis' difference", likely), rows)]
+    rows = [improvement(one, other) for one, other in pairs]
+    parts += ["## Probabilities of improvement", markdown(("", "thesis' difference", likely), rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(header: Sequence[str], rows: list[list[str]]) -> str:
-    lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw_boxes(axes: Axes, shown: list[Cell]) -> None:

@@ -9,7 +9,7 @@ drawn beside figure 3 of the A3C paper and random play. Without --output the pic
 first file.
 """
 
-import json
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 from scipy.stats import bootstrap
 
+from mpi_rl.config import config_from_json
 from mpi_rl.runfile import Run, read_runs
 
 matplotlib.use("Agg")
@@ -45,10 +46,10 @@ def running_average(returns: np.ndarray, decay: float = DECAY) -> np.ndarray:
 
 def pool(runs: list[Run]) -> dict[str, list[Run]]:
     """Group runs by their settings but the seed; the key says what is special to a group."""
-    settings = [{key: value for key, value in run.config.items() if key != "seed"} for run in runs]
-    varying = [
-        key for key in settings[0] if len({json.dumps(one.get(key)) for one in settings}) > 1
-    ]
+    settings = [dataclasses.asdict(config_from_json(run.attributes["config"])) for run in runs]
+    for one in settings:
+        del one["seed"]
+    varying = [key for key in settings[0] if len({one[key] for one in settings}) > 1]
     groups: dict[str, list[Run]] = {}
     for run, one in zip(runs, settings):
         label = ", ".join(f"{key} {one[key]}" for key in varying) or f"{one['num_workers']} workers"

@@ -104,8 +104,11 @@ def _wrong(job: Job, index: int, run: Run, first: Run | None) -> str:
 def _settings(runs: dict[int, Run]) -> dict[str, list]:
     """Return the table of settings: a row per run, lists as JSON."""
     table: dict[str, list] = {"index": list(runs)}
-    configs = [run.config for run in runs.values()]
+    # Files from before a setting was introduced do not have it: it had its default.
+    configs = [
+        dataclasses.asdict(config_from_json(run.attributes["config"])) for run in runs.values()
+    ]
     for name in dataclasses.asdict(Config()):
         values = [config[name] for config in configs]
-        table[name] = [json.dumps(value) if isinstance(value, list) else value for value in values]
+        table[name] = [json.dumps(value) if isinstance(value, tuple) else value for value in values]
     return table

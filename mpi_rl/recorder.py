@@ -189,12 +189,13 @@ class Recorder:
         wall_time_s, count = self.wall_time_s(), self.version - version
         seconds = max(wall_time_s - began_s, 1e-9)
         means = {name: value / pushes for name, value in zip(_SUMS, sums)}
+        staleness = means.pop("staleness") * pushes
         self._tables["intervals"].append(
             step=self.step,
             version=self.version,
             wall_time_s=wall_time_s,
             learning_rate=learning_rate,
-            staleness_mean=means.pop("staleness") * pushes / count if count else math.nan,
+            staleness_mean=staleness / count if count else math.nan,
             staleness_max=int(staleness_max),
             num_active_workers=num_active_workers,
             updates_per_s=count / seconds,

@@ -51,6 +51,7 @@ HOMES = {
     "rich": {"progress"},
     "click": {"commands"},
     "PIL": {"record"},
+    "ml_dtypes": {"transport"},
     "matplotlib": set(),
     "scipy": set(),
 }

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from analysis.cells import probability_of_improvement
 from analysis.genkidama_tables import (
     a3c_cells,
     cell,
     genkidama_cells,
     main,
-    probability_of_improvement,
     write,
 )
 from mpi_rl.runfile import Run

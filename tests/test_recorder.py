@@ -34,6 +34,16 @@ def test_intervals_hold_means_over_their_updates(tmp_path):
     np.testing.assert_allclose(intervals["steps_per_s"] / intervals["updates_per_s"], 30)
 
 
+def test_an_interval_may_have_reports_only(tmp_path):
+    record = recorder(tmp_path / "run.h5")
+    for _ in range(4):
+        record.push(0, header(num_steps=30, policy_loss=5), 0.1, 2, is_report=True)
+    record.write()
+    intervals = read_run(record.path).tables["intervals"]
+    assert intervals["step"].tolist() == [120] and intervals["version"].tolist() == [0]
+    assert intervals["policy_loss"].tolist() == [5] and np.isnan(intervals["staleness_mean"])[0]
+
+
 def test_staleness_is_the_version_at_application_less_the_version_pulled(tmp_path):
     record = recorder(tmp_path / "run.h5", workers=3)
     for worker, pulled in (

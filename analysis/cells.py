@@ -1,0 +1,102 @@
+"""What is said of a setting: of its runs, one per seed, with intervals, and of two settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, bootstrap
+
+SOLVED = 200.0  # mean return of LunarLander
+CONFIDENCE = 0.95
+_RESAMPLES = 10_000
+HEADER = ("setting", "thesis", f"mean over seeds [{CONFIDENCE:.0%}]", "solved", "seeds")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting, in the thesis and here."""
+
+    label: str
+    thesis: tuple[float, float] | None  # mean and deviation
+    episodes: np.ndarray  # (runs, M) raw returns, in the order of the seeds
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Each run's return, (runs,)."""
+        return self.episodes.mean(axis=1)
+
+    def row(self) -> list[str]:
+        """Return the cell as a row of a table with HEADER."""
+        thesis = "" if self.thesis is None else "{:.1f} ± {:.1f}".format(*self.thesis)
+        if not len(self.episodes):
+            return [self.label, thesis, "", "", ""]
+        solved, count = int((self.returns >= SOLVED).sum()), len(self.returns)
+        share = binomtest(solved, count).proportion_ci(CONFIDENCE)
+        return [
+            self.label,
+            thesis,
+            f"{self.returns.mean():.1f}{in_brackets(mean_interval(self.returns), '.1f')}",
+            f"{solved} of {count}{in_brackets((share.low, share.high), '.2f')}",
+            ", ".join(f"{value:.0f}" for value in self.returns),
+        ]
+
+
+def mean_interval(returns: np.ndarray) -> tuple[float, float] | None:
+    """Return the bootstrap interval of a mean over runs; None for fewer than two."""
+    if len(returns) < 2:
+        return None
+    found = bootstrap((returns,), np.mean, **_bootstrapping()).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the share of pairs of runs in which ``one`` is better; ties count half.
+
+    Agarwal et al. 2021, section 4.3.
+    """
+    above = one[:, None] > other
+    return float((above + 0.5 * (one[:, None] == other)).mean())
+
+
+def improvement(one: Cell, other: Cell) -> list[str]:
+    """Return how likely a run of ``one`` beats a run of ``other``, as a row of a table."""
+    label = f"{one.label} over {other.label}"
+    if min(len(one.returns), len(other.returns)) < 2:
+        return [label, "", ""]
+    found = bootstrap(
+        (one.returns, other.returns),
+        probability_of_improvement,
+        vectorized=False,
+        **_bootstrapping(2000),
+    ).confidence_interval
+    between = (
+        None if one.thesis is None or other.thesis is None else one.thesis[0] - other.thesis[0]
+    )
+    return [
+        label,
+        "" if between is None else f"{between:+.1f}",
+        f"{probability_of_improvement(one.returns, other.returns):.2f}"
+        + in_brackets((found.low, found.high), ".2f"),
+    ]
+
+
+def _bootstrapping(resamples: int = _RESAMPLES) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return dict(
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        n_resamples=resamples,
+        rng=rng,
+        paired=False,
+    )
+
+
+def in_brackets(interval: tuple[float, float] | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def markdown(header: Sequence[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [list(header), ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
