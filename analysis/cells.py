@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
+from mpi_rl.runfile import Run
+
 SOLVED = 200.0  # mean return of LunarLander
 CONFIDENCE = 0.95
 _RESAMPLES = 10_000
@@ -40,6 +42,27 @@ class Cell:
             f"{solved} of {count}{in_brackets((share.low, share.high), '.2f')}",
             ", ".join(f"{value:.0f}" for value in self.returns),
         ]
+
+
+def evaluated(run: Run, row: int = -1) -> np.ndarray:
+    """Return the episodes, (M,), that ``mpi_rl evaluate`` has played with the snapshot in a row.
+
+    Raises ValueError if it has not, or not to the end.
+    """
+    name = f"{run.attributes['job']}[{run.attributes['index']}]"
+    if "sampled" not in run.evaluations:
+        raise ValueError(f"{name}: not evaluated: python -m mpi_rl evaluate does it")
+    returns = run.evaluations["sampled"]["returns"][row]
+    if np.isnan(returns).any():
+        raise ValueError(f"{name}: evaluated in part: the same evaluate command goes on")
+    return returns
+
+
+def best_group(run: Run) -> int:
+    """Return the row of the snapshot of the group whose last episodes in training were best."""
+    table = run.tables["snapshots"]
+    groups = [row for row, kind in enumerate(table["kind"]) if kind.startswith("group ")]
+    return max(groups, key=lambda row: table["mean_return"][row])
 
 
 def mean_interval(returns: np.ndarray) -> tuple[float, float] | None:

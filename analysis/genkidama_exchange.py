@@ -10,13 +10,23 @@ tables go into exchange.md, with every seed and intervals as in ``genkidama_tabl
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import matplotlib
 import numpy as np
 
-from analysis.cells import CONFIDENCE, HEADER, Cell, improvement, markdown, mean_interval
+from analysis.cells import (
+    CONFIDENCE,
+    HEADER,
+    Cell,
+    best_group,
+    evaluated,
+    improvement,
+    markdown,
+    mean_interval,
+)
 from mpi_rl.config import NUM_BYTES, Config, config_from_json
 from mpi_rl.runfile import Run, read_runs
 
@@ -40,22 +50,6 @@ def label(config: Config) -> str:
     return ", ".join(words)
 
 
-def evaluated(run: Run, kind: str) -> np.ndarray:
-    """Return a run's episodes, (M,), with its snapshot of a ``kind``; "best group" is one, too.
-
-    That is the group with the best mean return in training. Raises ValueError if it was not played.
-    """
-    table, name = run.tables["snapshots"], f"{run.attributes['job']}[{run.attributes['index']}]"
-    wanted = table["kind"] == kind
-    if kind == "best group":
-        groups = np.char.startswith(table["kind"].astype(str), "group ")
-        wanted = groups & (table["mean_return"] == table["mean_return"][groups].max())
-    played = run.evaluations.get("sampled")
-    if played is None or np.isnan(played["returns"][wanted][0]).any():
-        raise ValueError(f"{name}: not evaluated: python -m mpi_rl evaluate does it")
-    return played["returns"][wanted][0]
-
-
 def by_setting(runs: list[Run]) -> dict[Config, list[Run]]:
     """Return runs in the order of their seeds, by their settings with seed 0."""
     found: dict[Config, list[Run]] = {}
@@ -65,10 +59,10 @@ def by_setting(runs: list[Run]) -> dict[Config, list[Run]]:
     return found
 
 
-def cells(runs: list[Run], kind: str = "last") -> dict[Config, Cell]:
-    """Return what runs' snapshots of a ``kind`` got, by their settings."""
+def cells(runs: list[Run], row: Callable[[Run], int] = lambda run: -1) -> dict[Config, Cell]:
+    """Return what the runs' last snapshots got, or those in a ``row``, by the runs' settings."""
     return {
-        config: Cell(label(config), None, np.stack([evaluated(run, kind) for run in of]))
+        config: Cell(label(config), None, np.stack([evaluated(run, row(run)) for run in of]))
         for config, of in by_setting(runs).items()
     }
 
@@ -88,10 +82,11 @@ def report(strengths: list[Run], others: list[Run]) -> str:
     parts += [markdown(header, [_without_thesis(one) for one in grid.values()])]
     alone = [run for run in strengths if run.config["beta"] == 0]
     if alone:
+        chosen = cells(alone, best_group)
         rows = [
             [f"{one.label}: {what}", *_without_thesis(one)[1:]]
-            for what, kind in (("the server", "last"), ("best group", "best group"))
-            for one in cells(alone, kind).values()
+            for what, found in (("the server", cells(alone)), ("best group", chosen))
+            for one in found.values()
         ]
         parts += ["## Nothing is ever received: averaging or choosing", markdown(header, rows)]
     if variants:
@@ -157,7 +152,7 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     draw_strengths(left, cells(strengths))
     shown = [*cells(others).values()]
     alone = [run for run in strengths if run.config["beta"] == 0]
-    for one in cells(alone, "best group").values():
+    for one in cells(alone, best_group).values():
         shown.append(Cell(f"{one.label}: best group", None, one.episodes))
     draw_variants(right, shown)
     steps = {run.config["total_steps"] for run in runs}

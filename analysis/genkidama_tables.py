@@ -11,6 +11,7 @@ its deviation is that of episodes.
 
 import csv
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ import matplotlib
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from analysis.cells import CONFIDENCE, HEADER, SOLVED, Cell, improvement, markdown
+from analysis.cells import (
+    CONFIDENCE,
+    HEADER,
+    SOLVED,
+    Cell,
+    best_group,
+    evaluated,
+    improvement,
+    markdown,
+)
 from mpi_rl.runfile import Run, read_runs
 
 matplotlib.use("Agg")
@@ -32,37 +42,42 @@ EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as o
 EPISODES_PER_WORKER = 2000  # the thesis' budget
 
 
+def last(run: Run) -> int:
+    """Return the row of a run's last snapshot."""
+    return -1
+
+
+def at(version: int) -> Callable[[Run], int | None]:
+    """Return what finds the row of a run's snapshot of a version, None if it has none."""
+
+    def row(run: Run) -> int | None:
+        rows = np.flatnonzero(run.tables["snapshots"]["version"] == version)
+        return rows[0] if len(rows) else None
+
+    return row
+
+
 def cell(
     label: str,
     thesis: tuple[float, float] | None,
     runs: list[Run],
-    version: int = 0,
+    row: Callable[[Run], int | None] = last,
     **settings: Any,
 ) -> Cell:
-    """Return the cell of ``runs`` with these ``settings``, at a version or, 0, at their ends.
+    """Return the cell of ``runs`` with these ``settings``, and with a snapshot in that ``row``.
 
     Raises ValueError if one of them was not evaluated.
     """
     chosen = []
-    for run in runs:
-        if any(run.config[name] != value for name, value in settings.items()):
-            continue
-        table, name = run.tables["snapshots"], f"{run.attributes['job']}[{run.attributes['index']}]"
-        if "sampled" not in run.evaluations:
-            raise ValueError(f"{name}: not evaluated: python -m mpi_rl evaluate does it")
-        rows = np.flatnonzero(table["version"] == version) if version else [-1]
-        if len(rows):
-            returns = run.evaluations["sampled"]["returns"][rows[0]]
-            if np.isnan(returns).any():
-                raise ValueError(f"{name}: evaluated in part: the same evaluate command goes on")
-            chosen.append((run.config["seed"], returns))
-    chosen.sort(key=lambda pair: pair[0])
-    episodes = [returns for _, returns in chosen]
-    return Cell(label, thesis, np.stack(episodes) if episodes else np.zeros((0, 1)))
+    for run in sorted(runs, key=lambda run: run.config["seed"]):
+        if all(run.config[name] == value for name, value in settings.items()):
+            if (found := row(run)) is not None:
+                chosen.append(evaluated(run, found))
+    return Cell(label, thesis, np.stack(chosen) if chosen else np.zeros((0, 1)))
 
 
 def a3c_cells(runs: list[Run]) -> list[Cell]:
-    """Return table 5.2's rows, and 4 workers with the episodes of 8."""
+    """Return table 5.2's rows, those with gamma as printed, and 4 workers with 8's episodes."""
     runs = [run for run in runs if run.config["algorithm"] == "a3c"]
     found = []
     for row in _reference("tables_5_2_and_5_6"):
@@ -75,10 +90,13 @@ def a3c_cells(runs: list[Run]) -> list[Cell]:
                 total_episodes=EPISODES_PER_WORKER * workers,
             )
             found.append(cell(f"A3C, {row['label']}", _thesis(row), runs, **settings))
-    extra: dict[str, Any] = dict(
-        num_workers=4, gamma=0.999, n_steps=120, total_episodes=8 * EPISODES_PER_WORKER
-    )
-    return [*found, cell("A3C, 4 cores, episodes of 8", None, runs, **extra)]
+    whole: dict[str, Any] = dict(total_episodes=8 * EPISODES_PER_WORKER)
+    return [
+        *found,
+        cell("A3C, 8 cores, batch 60, gamma .99", None, runs, gamma=0.99, n_steps=60, **whole),
+        cell("A3C, 8 cores, batch 30, gamma .99", None, runs, gamma=0.99, n_steps=30, **whole),
+        cell("A3C, 4 cores, episodes of 8", None, runs, num_workers=4, **whole),
+    ]
 
 
 def genkidama_cells(runs: list[Run]) -> dict[tuple[float, float, int], Cell]:
@@ -88,11 +106,23 @@ def genkidama_cells(runs: list[Run]) -> dict[tuple[float, float, int], Cell]:
     for row in _reference("tables_5_3_to_5_5"):
         alpha, beta, updates = float(row["alpha"]), float(row["beta"]), int(row["num_updates"])
         label = f"Genkidama, alpha {alpha:g}, beta {beta:g}"
-        version = EXCHANGES_PER_UPDATE * updates
-        found[alpha, beta, updates] = cell(
-            label, _thesis(row), runs, version, alpha=alpha, beta=beta
-        )
+        then = at(EXCHANGES_PER_UPDATE * updates)
+        found[alpha, beta, updates] = cell(label, _thesis(row), runs, then, alpha=alpha, beta=beta)
     return found
+
+
+def choices(runs: list[Run]) -> list[Cell]:
+    """Return, for runs whose groups never received anything, the server's end and the best group's.
+
+    A group is the best by its last episodes in training.
+    """
+    runs = [run for run in runs if run.config["algorithm"] == "genkidama"]
+    alphas = sorted({run.config["alpha"] for run in runs if run.config["beta"] == 0})
+    return [
+        cell(f"alpha {alpha:g}, beta 0: {what}", None, runs, row, alpha=alpha, beta=0.0)
+        for alpha in alphas
+        for what, row in (("the server", last), ("best group", best_group))
+    ]
 
 
 def _reference(name: str) -> list[dict[str, str]]:
@@ -104,10 +134,12 @@ def _thesis(row: dict[str, str]) -> tuple[float, float]:
     return float(row["return_mean"]), float(row["return_std"])
 
 
-def report(a3c: list[Cell], genkidama: dict[tuple[float, float, int], Cell]) -> str:
+def report(
+    a3c: list[Cell], genkidama: dict[tuple[float, float, int], Cell], chosen: list[Cell]
+) -> str:
     """Return all tables in Markdown."""
-    last = max(updates for *_, updates in genkidama)
-    ends = {key[:2]: value for key, value in genkidama.items() if key[2] == last}
+    most = max(updates for *_, updates in genkidama)
+    ends = {key[:2]: value for key, value in genkidama.items() if key[2] == most}
     best, four, extra = ends[0.9, 0.0], a3c[3], a3c[-1]
     parts = ["# LunarLander: the Genkidama thesis, and here"]
     parts += ["## Table 5.2: A3C", markdown(HEADER, [one.row() for one in a3c])]
@@ -120,6 +152,8 @@ def report(a3c: list[Cell], genkidama: dict[tuple[float, float, int], Cell]) -> 
         header = ("updates", *HEADER[1:], "beta")
         parts += [f"## Table {number}: Genkidama, alpha {alpha:g}", markdown(header, rows)]
     parts += ["## Genkidama, at the end", markdown(HEADER, [one.row() for one in ends.values()])]
+    rows = [one.row() for one in chosen]
+    parts += ["## Groups that never receive: averaging or choosing", markdown(HEADER, rows)]
     compared = [best, a3c[0], four, extra]
     parts += ["## Table 5.6", markdown(HEADER, [one.row() for one in compared])]
     pairs = [
@@ -166,12 +200,12 @@ def draw_densities(axes: Axes, shown: list[Cell]) -> None:
 def write(runs: list[Run], folder: Path) -> list[Path]:
     """Write tables.md and the three figures into ``folder``; return their paths."""
     a3c, genkidama = a3c_cells(runs), genkidama_cells(runs)
-    last = max(updates for *_, updates in genkidama)
-    ends = [one for key, one in sorted(genkidama.items()) if key[2] == last]
+    most = max(updates for *_, updates in genkidama)
+    ends = [one for key, one in sorted(genkidama.items()) if key[2] == most]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "tables.md"]
-    paths[0].write_text(report(a3c, genkidama), encoding="utf-8")
-    best = genkidama[0.9, 0.0, last]
+    paths[0].write_text(report(a3c, genkidama, choices(runs)), encoding="utf-8")
+    best = genkidama[0.9, 0.0, most]
     for name, title, draw, shown in (
         ("figure_5_2", "A3C", draw_boxes, a3c),
         ("figure_5_3", "Genkidama, 2 groups of 4", draw_boxes, ends),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from analysis.genkidama_exchange import JOBS, cells, evaluated, label, main, megabytes, write
+from analysis.cells import best_group, evaluated
+from analysis.genkidama_exchange import JOBS, cells, label, main, megabytes, write
 from mpi_rl.config import Config
 from mpi_rl.runfile import Run
 
@@ -27,8 +28,8 @@ def run(seed, returns, trained=(0.0, 0.0), job=JOBS[1], **settings):
 
 def test_the_best_group_is_the_one_that_was_best_in_training():
     one = run(1, [[10, 20], [70, 80], [5, 5], [1, 3]], trained=(200, 150))
-    assert evaluated(one, "best group").tolist() == [10, 20]  # though the other did better later
-    assert evaluated(one, "last").tolist() == [1, 3]
+    assert evaluated(one, best_group(one)).tolist() == [10, 20]  # though the other does better now
+    assert evaluated(one).tolist() == [1, 3]
 
 
 def test_settings_are_pooled_over_seeds_in_their_order():
@@ -84,6 +85,6 @@ def test_what_is_not_evaluated_is_said_in_one_line(tmp_path):
     unplayed = run(1, [[1]] * 4)
     unplayed.evaluations.clear()
     with pytest.raises(ValueError, match=r"exchange\[1\]: not evaluated: python -m mpi_rl"):
-        evaluated(unplayed, "last")
+        evaluated(unplayed)
     result = CliRunner().invoke(main, [str(tmp_path / "none.h5")])
     assert result.exit_code == 2 and "no such run file" in result.output

@@ -10,6 +10,7 @@ from analysis.cells import probability_of_improvement
 from analysis.genkidama_tables import (
     a3c_cells,
     cell,
+    choices,
     genkidama_cells,
     main,
     write,
@@ -17,12 +18,16 @@ from analysis.genkidama_tables import (
 from mpi_rl.runfile import Run
 
 
-def run(seed, returns, versions=(4000,), **settings):
-    """A run whose snapshots, of these versions, got ``returns``, (versions, episodes)."""
+def run(seed, returns, versions=(4000,), kinds=("group 0",), **settings):
+    """A run whose snapshots, of these versions, got ``returns``, (versions, episodes).
+
+    Groups with higher numbers were better in training.
+    """
     config = dict(algorithm="a3c", seed=seed, num_workers=8, gamma=0.999, n_steps=120)
     config |= {"total_episodes": 16_000, **settings}
     attributes = dict(config=json.dumps(config), job="thesis", index=seed)
-    table = {"snapshots": {"version": np.array(versions)}}
+    table = {"snapshots": {"version": np.array(versions), "kind": np.array(kinds, object)}}
+    table["snapshots"]["mean_return"] = np.arange(len(kinds))
     played = {"sampled": {"returns": np.array(returns, float)}}
     return Run(attributes, table, np.zeros((1, 1)), np.zeros((1, 1)), {}, played)
 
@@ -63,6 +68,17 @@ def test_genkidamas_cells_are_at_twice_as_many_exchanges():
     assert found[0.5, 0.9, 2000].returns.tolist() == [15]
     assert found[0.5, 0.9, 2000].thesis == (209.8, 94.7)
     assert sum(len(one.returns) for one in found.values()) == 2
+
+
+def test_without_reception_the_server_stands_beside_the_best_group():
+    settings = dict(
+        algorithm="genkidama", alpha=0.9, beta=0.0, kinds=("group 0", "group 1", "last")
+    )
+    runs = [run(1, [[90], [50], [70]], versions=(9, 9, 9), **settings), run(1, [[1]])]
+    runs.append(run(2, [[0]], algorithm="genkidama", alpha=0.9, beta=0.5))
+    server, group = choices(runs)
+    assert server.returns.tolist() == [70] and group.returns.tolist() == [50]
+    assert group.label == "alpha 0.9, beta 0: best group"
 
 
 def test_probability_of_improvement_equals_hand_numbers():
