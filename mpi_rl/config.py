@@ -354,7 +354,13 @@ def _axis(name: str, values: Any, source: str) -> list[dict[str, Any]]:
         raise ValueError(
             f"{source}: {name} = {values!r}: must be a list of one or more values to try"
         )
-    if not all(isinstance(value, dict) for value in values):
+    tables = [isinstance(value, dict) for value in values]
+    if any(tables) and not all(tables):
+        raise ValueError(
+            f"{source}: {name} mixes tables and {values[tables.index(False)]!r}: must be all tables"
+            " of settings, or all values of one"
+        )
+    if not all(tables):
         _check_names({name: values}, source)
         return [{name: value} for value in values]
     for value in values:

@@ -47,6 +47,7 @@ def evaluate(paths: list[Path], request: Request, overwrite: bool) -> int:
     Raises ValueError on rank 0 if a file is not that of a finished run, or holds evaluations of
     other episodes, unless ``overwrite``.
     """
+    paths = [*{path.resolve(): path for path in paths}.values()]  # a file may be given twice
     if MPI.COMM_WORLD.rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 hears it
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor, ExitStack() as stack:

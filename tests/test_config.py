@@ -67,6 +67,8 @@ def test_sweep_is_the_product_in_file_order(tmp_path):
         ("seed = 18446744073709551616", "must be at most 9223372036854775807"),
         ("max_episode_frames = 3000000000", "must be at most 1000000000"),
         ("update_rule = 'adamw'", "update_rule = 'adamw': must be one of rmsprop, adam, sgd"),
+        ("exchange_dtype = 'float16'", "exchange_dtype = 'float16' with algorithm = 'a3c'"),
+        ("beta = 0.5", "beta = 0.5 with algorithm = 'a3c'.* must be 0.0, or algorithm ="),
         ("total_steps = 100", "total_steps = 100 is less than one rollout: .* = 120"),
     ],
 )
@@ -84,12 +86,25 @@ def test_bad_settings_are_named_with_what_would_be_right(tmp_path, text, message
         ("[sweep]\nseed = 1", "seed = 1: must be a list"),
         ("[sweep]\nseed = []", r"seed = \[\]: must be a list"),
         ("seed = 1\n[sweep]\nseed = [1, 2]", "both a setting and a .sweep. axis"),
+        ("[sweep]\nrow = [{ gamma = 0.9 }, { sede = 1 }]", "row: unknown key 'sede'"),
+        ("[sweep]\nrow = [{ gamma = 0.9 }, { seed = 1 }]", "row has tables of different settings"),
+        ("[sweep]\nrow = [{ gamma = 0.9 }, 1]", "row mixes tables and 1: must be all tables"),
+        ("[sweep]\nrow = [{ seed = 1 }]\nseed = [1]", "seed is .* part of two axes"),
         ("seed = ", "mine.toml"),
     ],
 )
 def test_bad_job_files_are_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         load_job(write(tmp_path, text))
+
+
+def test_settings_that_vary_together_are_one_axis(tmp_path):
+    text = (
+        "[sweep]\nrow = [{ gamma = 0.9, n_steps = 5 }, { gamma = 0.8, n_steps = 7 }]\nseed = [1, 2]"
+    )
+    job = load_job(write(tmp_path, text))
+    values = [(run["gamma"], run["n_steps"], run["seed"]) for run in job.sweep]
+    assert values == [(0.9, 5, 1), (0.9, 5, 2), (0.8, 7, 1), (0.8, 7, 2)]
 
 
 def test_missing_job_file_says_where_jobs_are():
