@@ -250,7 +250,13 @@ def _as_options(settings: dict[str, Any]) -> list[str]:
     type=click.Path(dir_okay=False, path_type=Path),
     help="collected file  [default: results/<job>.h5]",
 )
-def collect_runs(job: str, folder: Path | None, output: Path | None) -> int:
+@click.option(
+    "--small",
+    is_flag=True,
+    help="only the best and the last snapshot keep their parameters; seconds, returns and losses are"
+    " rounded to 2^-10",
+)
+def collect_runs(job: str, folder: Path | None, output: Path | None, small: bool) -> int:
     """Merge the complete runs of JOB's sweep into one file; exit status 1 if any is missing.
 
     Every run is checked: complete, sound, and of the same configuration but for the sweep. The same
@@ -260,7 +266,7 @@ def collect_runs(job: str, folder: Path | None, output: Path | None) -> int:
 
     loaded = load_job(job)
     output = output or Path("results", f"{loaded.name}.h5")
-    problems = collect(loaded, folder or Path("results", loaded.name), output)
+    problems = collect(loaded, folder or Path("results", loaded.name), output, small)
     print(f"{output}: {len(loaded.sweep) - len(problems)} of {len(loaded.sweep)} run(s)")
     for problem in problems:
         print(f"missing: {problem}", file=sys.stderr)

@@ -18,6 +18,7 @@ import datetime
 import json
 import math
 import os
+import posixpath
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
 ).split()
+RESOLUTION = 2.0**-10  # of seconds, returns and losses in small collections
 KILLED = "killed: what came after this step was not saved"  # kinds of events
 RESUMED = "resumed with fresh episodes: emulator states are not saved"
 STATUSES = ("running", "checkpointed", "complete", "failed")
@@ -199,12 +201,18 @@ def write_run(path: Path, run: Run) -> None:
 
 
 def write_collection(
-    path: Path, attributes: dict[str, Any], runs: dict[int, Path], settings: dict[str, list[Any]]
+    path: Path,
+    attributes: dict[str, Any],
+    runs: dict[int, Path],
+    settings: dict[str, list[Any]],
+    small: bool = False,
 ) -> None:
     """Replace ``path`` by a collection of ``runs``, by index; each comes from its run file.
 
     ``path`` itself stands for the run that it has already. ``settings`` are the columns of
-    /settings, a row per run. Raises CannotWrite, with ``path`` as it was, if need be.
+    /settings, a row per run. A ``small`` one is rounded to RESOLUTION, and has nan for the
+    parameters of snapshots other than the best and the last; what they got in evaluations stays.
+    Raises CannotWrite, with ``path`` as it was, if need be.
     """
 
     def fill(file: h5py.File) -> None:
@@ -215,6 +223,9 @@ def write_collection(
                 run = other[f"runs/{index}"] if source == path else other
                 copy = file.create_group(f"runs/{index}")
                 copy.attrs.update(run.attrs)
+                if small:
+                    _copy_small(run, copy)
+                    continue
                 for name in run:
                     run.copy(name, copy)
         for name, values in settings.items():
@@ -222,6 +233,22 @@ def write_collection(
             _write(file, f"settings/{name}", _encoded(values) if text else np.array(values), "1")
 
     _replace(path, fill)
+
+
+def _copy_small(run: h5py.Group, copy: h5py.Group) -> None:
+    """Copy a run without what is large and seldom needed again."""
+    kinds = run["snapshots/kind"].asstr()[:]
+    for name, dataset in _leaves(run, "."):
+        if name == "snapshots/params":
+            params = dataset[()]
+            params[~np.isin(kinds, ("best", "last"))] = np.nan
+            _write(copy, name, params, dataset.attrs["units"])
+        elif dataset.dtype == np.float64:
+            rounded = np.round(dataset[()] / RESOLUTION) * RESOLUTION
+            _write(copy, name, rounded, dataset.attrs["units"])
+        else:
+            parent, key = posixpath.split(name)
+            run.copy(dataset, copy.require_group(parent or "."), key)
 
 
 def write_bench(
@@ -275,7 +302,7 @@ def _write(file: h5py.File, name: str, values: np.ndarray, units: str) -> None:
     options: dict[str, Any] = {}
     if values.size:  # vectors of parameters are noise to gzip: they get a checksum only
         options = dict(chunks=True, fletcher32=True)
-        if values.dtype != np.float32:
+        if values.dtype != np.float32 or np.isnan(values).any():
             options.update(compression="gzip", compression_opts=4, shuffle=True)
     dataset = file.create_dataset(name, data=values, **options)
     dataset.attrs["units"] = units

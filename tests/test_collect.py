@@ -1,12 +1,14 @@
 """``mpi_rl collect``: what is merged, what is refused, and that nothing is lost."""
 
+import json
+
 import numpy as np
 import pytest
 
 from mpi_rl.collect import collect
 from mpi_rl.config import Job, make_config
 from mpi_rl.inspect import summary, verify_run
-from mpi_rl.runfile import read_run, read_runs
+from mpi_rl.runfile import RESOLUTION, read_run, read_runs, write_run
 from tests.ranks import mpi_rl
 from tests.records import header, recorder
 
@@ -64,6 +66,37 @@ def test_all_runs_and_their_settings_are_in_the_file(folder):
         assert settings["hidden_sizes"].asstr()[0] == "[128, 128]"
 
 
+def test_a_small_collection_is_rounded_and_keeps_the_last_parameters(tmp_path):
+    folder, output = tmp_path / "runs", tmp_path / "small.h5"
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        run_file(folder, index, snapshot_period_steps=50)
+        run = read_run(folder / f"{index}.h5")
+        assert run.tables["snapshots"]["kind"].tolist() == ["periodic", "periodic", "last"]
+        played = rng.normal(100, 50, (3, 20))
+        lengths, seed = np.full((3, 20), 9), np.array([0])
+        run.evaluations["sampled"] = {"returns": played, "lengths": lengths, "seed": seed}
+        write_run(folder / f"{index}.h5", run)
+    assert collect(JOB, folder, output, small=True) == []
+    assert verify_run(output) == []
+    for index, small in enumerate(read_runs(output)):
+        run = read_run(folder / f"{index}.h5")
+        assert small.attributes == run.attributes
+        for name, columns in run.tables.items():
+            for key, column in columns.items():
+                if column.dtype == np.float64:
+                    np.testing.assert_allclose(small.tables[name][key], column, atol=RESOLUTION)
+                else:
+                    np.testing.assert_array_equal(small.tables[name][key], column)
+        for key, values in run.evaluations["sampled"].items():
+            tolerance = RESOLUTION if key == "returns" else 0
+            np.testing.assert_allclose(
+                small.evaluations["sampled"][key], values, rtol=0, atol=tolerance
+            )
+        np.testing.assert_array_equal(small.snapshot_params[-1], run.snapshot_params[-1])
+        assert np.isnan(small.snapshot_params[:-1]).all()
+
+
 def test_collecting_again_gives_the_same_bytes_even_from_the_collection_alone(folder):
     output = folder.parent / "test.h5"
     collect(JOB, folder, output)
@@ -75,6 +108,16 @@ def test_collecting_again_gives_the_same_bytes_even_from_the_collection_alone(fo
     run_file(folder, 0, status="running")  # trained again, and not yet complete
     assert collect(JOB, folder, output) == []
     assert read_runs(output)[0].attributes["status"] == "complete"
+
+
+def test_files_from_before_a_setting_have_its_default(folder):
+    for index in range(4):
+        run = read_run(folder / f"{index}.h5")
+        config = run.config
+        del config["exchange_dtype"]
+        run.attributes["config"] = json.dumps(config)
+        write_run(folder / f"{index}.h5", run)
+    assert collect(JOB, folder, folder.parent / "test.h5") == []
 
 
 def test_what_is_missing_is_named_and_comes_later(folder):
