@@ -3,8 +3,8 @@
     python -m analysis.genkidama_exchange [FILE...] [--output results/genkidama]
 
 FILEs are runs of jobs/lunar_lander_exchange_strengths.toml and lunar_lander_exchange.toml, single
-or collected, after ``mpi_rl evaluate``. A run's return is the mean over its last snapshot's
-episodes; without any exchange, over those of the group whose own last episodes were best. The
+or collected, after ``mpi_rl evaluate``. A run's return is the mean over the episodes of the
+snapshot at its budget; without any exchange, of the group whose own last episodes were best. The
 tables go into exchange.md, with every seed and intervals as in ``genkidama_tables``.
 """
 
@@ -20,15 +20,17 @@ import numpy as np
 from analysis.cells import (
     CONFIDENCE,
     HEADER,
+    NOTE,
     Cell,
     best_group,
     evaluated,
     improvement,
     markdown,
     mean_interval,
+    read,
 )
 from mpi_rl.config import NUM_BYTES, Config, config_from_json
-from mpi_rl.runfile import Run, read_runs
+from mpi_rl.runfile import Run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -59,16 +61,41 @@ def by_setting(runs: list[Run]) -> dict[Config, list[Run]]:
     return found
 
 
-def cells(runs: list[Run], row: Callable[[Run], int] = lambda run: -1) -> dict[Config, Cell]:
-    """Return what the runs' last snapshots got, or those in a ``row``, by the runs' settings."""
+def at_budget(run: Run) -> int:
+    """Return the row of the snapshot that was taken when the budget was spent.
+
+    Workers still end what they have begun, and that is more the rarer they exchange.
+    """
+    return run.tables["snapshots"]["kind"].tolist().index("periodic")
+
+
+def cells(runs: list[Run], row: Callable[[Run], int] = at_budget) -> dict[Config, Cell]:
+    """Return what the runs' snapshots at the budget got, or in a ``row``, by their settings."""
     return {
         config: Cell(label(config), None, np.stack([evaluated(run, row(run)) for run in of]))
         for config, of in by_setting(runs).items()
     }
 
 
+def choice(runs: list[Run]) -> Cell | None:
+    """Return what the best groups of runs got in which groups received nothing; None without any.
+
+    For their training alpha is all the same.
+    """
+    alone = [run for run in runs if run.config["beta"] == 0]
+    if not alone:
+        return None
+    alone.sort(key=lambda run: (run.config["seed"], run.config["alpha"]))
+    return Cell(
+        "any/0: the best group", None, np.stack([evaluated(run, best_group(run)) for run in alone])
+    )
+
+
 def megabytes(runs: list[Run]) -> float:
-    """Return what the server and groups, or A3C's workers, send each other in a run, on average."""
+    """Return a run's payload: parameters and gradients, both ways, on average.
+
+    Nothing is sent where the server shares its node's memory.
+    """
     pushes = np.mean([run.tables["workers"]["num_pushes"].sum() for run in runs])
     dtype = config_from_json(runs[0].attributes["config"]).exchange_dtype
     return float(2 * pushes * NUM_BYTES[dtype] * runs[0].snapshot_params.shape[1] / 1e6)
@@ -78,16 +105,11 @@ def report(strengths: list[Run], others: list[Run]) -> str:
     """Return all tables in Markdown."""
     header = (HEADER[0], *HEADER[2:])
     grid, variants = cells(strengths), cells(others)
-    parts = ["# Genkidama's exchange by itself", "## Strengths, alpha/beta"]
+    parts = ["# Genkidama's exchange by itself", NOTE, "## Strengths, alpha/beta"]
     parts += [markdown(header, [_without_thesis(one) for one in grid.values()])]
-    alone = [run for run in strengths if run.config["beta"] == 0]
-    if alone:
-        chosen = cells(alone, best_group)
-        rows = [
-            [f"{one.label}: {what}", *_without_thesis(one)[1:]]
-            for what, found in (("the server", cells(alone)), ("best group", chosen))
-            for one in found.values()
-        ]
+    if (best := choice(strengths)) is not None:
+        averaged = [one for config, one in grid.items() if config.beta == 0]
+        rows = [_without_thesis(one) for one in (*averaged, best)]
         parts += ["## Nothing is ever received: averaging or choosing", markdown(header, rows)]
     if variants:
         reference = next(iter(variants.values()))
@@ -101,7 +123,7 @@ def report(strengths: list[Run], others: list[Run]) -> str:
             for config, one in variants.items()
         ]
         parts += [f"## Other exchanges, against {reference.label}"]
-        parts += [markdown((*header, "MB sent", likely), rows)]
+        parts += [markdown((*header, "MB of payload", likely), rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -151,9 +173,7 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     draw_strengths(left, cells(strengths))
     shown = [*cells(others).values()]
-    alone = [run for run in strengths if run.config["beta"] == 0]
-    for one in cells(alone, best_group).values():
-        shown.append(Cell(f"{one.label}: best group", None, one.episodes))
+    shown += filter(None, [choice(strengths)])
     draw_variants(right, shown)
     steps = {run.config["total_steps"] for run in runs}
     left.set_title(f"LunarLander, {max(steps, default=0):,} steps, 2 groups of 4: mean return")
@@ -177,7 +197,7 @@ def main(files: tuple[Path, ...], output: Path) -> None:
     Without FILES the two collected ones in results/.
     """
     try:
-        runs = [run for path in files or FILES for run in read_runs(path)]
+        runs = read(files or FILES, JOBS)
         for path in write(runs, output):
             print(path)
     except (ValueError, OSError) as error:

@@ -23,20 +23,23 @@ from scipy.stats import gaussian_kde
 from analysis.cells import (
     CONFIDENCE,
     HEADER,
+    NOTE,
     SOLVED,
     Cell,
     best_group,
     evaluated,
     improvement,
     markdown,
+    read,
 )
-from mpi_rl.runfile import Run, read_runs
+from mpi_rl.runfile import Run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-FILES = tuple(Path("results", f"lunar_lander_thesis_{name}.h5") for name in ("a3c", "genkidama"))
+JOBS = "lunar_lander_thesis_a3c", "lunar_lander_thesis_genkidama"
+FILES = tuple(Path("results", f"{job}.h5") for job in JOBS)
 REFERENCE = Path(__file__).parent / "reference"
 EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as one update
 EPISODES_PER_WORKER = 2000  # the thesis' budget
@@ -112,17 +115,16 @@ def genkidama_cells(runs: list[Run]) -> dict[tuple[float, float, int], Cell]:
 
 
 def choices(runs: list[Run]) -> list[Cell]:
-    """Return, for runs whose groups never received anything, the server's end and the best group's.
+    """Return, of runs whose groups never received anything, the server's ends and the best group's.
 
-    A group is the best by its last episodes in training.
+    A group is the best by its last episodes in training, on which alpha has no influence.
     """
     runs = [run for run in runs if run.config["algorithm"] == "genkidama"]
     alphas = sorted({run.config["alpha"] for run in runs if run.config["beta"] == 0})
-    return [
-        cell(f"alpha {alpha:g}, beta 0: {what}", None, runs, row, alpha=alpha, beta=0.0)
-        for alpha in alphas
-        for what, row in (("the server", last), ("best group", best_group))
+    servers = [
+        cell(f"alpha {alpha:g}: the server", None, runs, alpha=alpha, beta=0.0) for alpha in alphas
     ]
+    return [*servers, cell("any alpha: the best group", None, runs, best_group, beta=0.0)]
 
 
 def _reference(name: str) -> list[dict[str, str]]:
@@ -141,7 +143,7 @@ def report(
     most = max(updates for *_, updates in genkidama)
     ends = {key[:2]: value for key, value in genkidama.items() if key[2] == most}
     best, four, extra = ends[0.9, 0.0], a3c[3], a3c[-1]
-    parts = ["# LunarLander: the Genkidama thesis, and here"]
+    parts = ["# LunarLander: the Genkidama thesis, and here", NOTE]
     parts += ["## Table 5.2: A3C", markdown(HEADER, [one.row() for one in a3c])]
     for number, alpha in zip(("5.3", "5.4", "5.5"), sorted({alpha for alpha, _ in ends})):
         rows = [
@@ -235,7 +237,7 @@ def main(files: tuple[Path, ...], output: Path) -> None:
     Without FILES the two collected ones in results/.
     """
     try:
-        runs = [run for path in files or FILES for run in read_runs(path)]
+        runs = read(files or FILES, JOBS)
         for path in write(runs, output):
             print(path)
     except (ValueError, OSError) as error:

@@ -322,7 +322,7 @@ def _learn(comm: "MPI.Intracomm", plan: Plan, link: "WorkerLink") -> None:
         a3c.work(link, agent, config)
     else:
         members = [worker + 1 for worker, of in enumerate(plan.groups) if of == plan.groups[me]]
-        group = Group(comm, members, link.params.size)
+        group = Group(comm, members, link.params.size, plan.options.spin)
         rule = make_update_rule(dataclasses.asdict(config), group.params, 1)
         slowdown = config.group_slowdown if plan.groups[me] == max(plan.groups) else 1.0
         agent = Agent(config, plan.env, plan.network, own[0], own[1], rng)

@@ -108,7 +108,7 @@ class Config:
         " = beta that is elastic averaging)",
     )
     exchange_period: int = _setting(
-        1, "genkidama: episodes that each member plays from one exchange to the next", 1
+        1, "genkidama: episodes that each member plays from one exchange to the next", 1, 1000
     )
     exchange_dtype: str = _setting(
         "float32",
@@ -226,6 +226,11 @@ class Config:
                 raise ValueError(
                     f"{name} = {value!r} with algorithm = 'genkidama': must be {right!r}, {why}"
                 )
+        if self.group_slowdown > 1 and self.num_workers == self.group_size:
+            raise ValueError(
+                f"group_slowdown = {self.group_slowdown:g} with one group: must be 1, or have more"
+                " groups, of which the last is slower"
+            )
         if self.num_workers % self.group_size:
             raise ValueError(
                 f"num_workers = {self.num_workers} with group_size = {self.group_size}: must be a"

@@ -1,8 +1,8 @@
 """``mpi_rl evaluate``: episodes with every snapshot of finished runs, over all ranks.
 
 A snapshot's episodes are one rank's work, in NUM_ENVS environments at once. They depend on the seed
-alone, not on the number of ranks, and are the same for all snapshots of a task: what differs
-between two snapshots is not the luck of their starts.
+alone, not on the number of ranks. It is the same for all snapshots, and so is the start of each
+environment's first episode; later starts depend on what was played before.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""Groups: workers of one node that share parameters, and meet asleep."""
+"""Groups: workers of one node that share parameters, and meet asleep (unless they may spin)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,9 +36,16 @@ def groups_of(nodes: Sequence[str], size: int) -> tuple[int, ...]:
 class Group:
     """A member's end of its group: ``params``, (P,), which all change without a lock (Hogwild)."""
 
-    def __init__(self, comm: MPI.Intracomm, ranks: Sequence[int], num_params: int) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, ranks: Sequence[int], num_params: int, spin: bool = False
+    ) -> None:
         """Meet the group's members, which have these ``ranks`` in ``comm``."""
-        self._comm = comm.Create_group(comm.Get_group().Incl(ranks), tag=ranks[0])
+        self._spin = spin
+        everyone = comm.Get_group()
+        members = everyone.Incl(ranks)
+        self._comm = comm.Create_group(members, tag=ranks[0])
+        members.Free()
+        everyone.Free()
         self.is_leader = self._comm.rank == 0
         flags = _LINE * len(ranks)
         room = flags + 4 * num_params if self.is_leader else 0
@@ -48,13 +55,14 @@ class Group:
         memory = np.frombuffer(buffer, np.uint8)
         # 1 while that member is changing params; there are no locks, so this only says roughly.
         self._at_work = memory[:flags].view(np.int64)[:: _LINE // 8]
+        self._at_work[self._comm.rank] = 0
         self.params = memory[flags : flags + 4 * num_params].view(np.float32)
         self._copy = np.zeros(num_params, np.float32)
 
     def meet(self) -> None:
         """Wait for all members; what they wrote before is seen by all."""
         self._window.Sync()
-        sleeping_barrier(self._comm)
+        sleeping_barrier(self._comm, self._spin)
         self._window.Sync()
 
     def update(

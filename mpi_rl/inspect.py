@@ -115,7 +115,7 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
         else "none finished"
     )
     worker_s, server_s = run.tables["timing/worker"], run.tables["timing/server"]
-    hint = advice(worker_s, server_s, config["envs_per_worker"], config["network"])
+    hint = advice(worker_s, server_s, config)
     workers = run.tables["workers"]
     transports = ", ".join(
         f"{(workers['transport'] == kind).sum()} by {kind}"

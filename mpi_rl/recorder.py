@@ -259,8 +259,7 @@ class Recorder:
 
     def advice(self) -> str:
         """Return what would make a run like this one faster; '' if nothing stands out."""
-        envs, network = self._settings["envs_per_worker"], self._settings["network"]
-        return advice(self._worker_times(), self._server_times(), envs, network)
+        return advice(self._worker_times(), self._server_times(), self._settings)
 
     def _worker_times(self) -> dict[str, np.ndarray]:
         return dict(zip(TABLES["timing/worker"], self._worker_s.T))

@@ -1,6 +1,7 @@
 """Where a run's time goes: shares of the phases in words, and what to do about them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +32,8 @@ def in_words(phases: Mapping[str, float], load: float) -> str:
     return f"{worker}; server {100 * load:.0f} % busy"
 
 
-def advice(worker: Seconds, server: Seconds, envs_per_worker: int, network: str) -> str:
-    """Return what would make such a run faster, '' if nothing stands out.
+def advice(worker: Seconds, server: Seconds, settings: Mapping[str, Any]) -> str:
+    """Return what would make a run of such ``settings`` faster, '' if nothing stands out.
 
     ``worker`` has, beside PHASES, the seconds of processor time, ``cpu``.
     """
@@ -47,6 +48,8 @@ def advice(worker: Seconds, server: Seconds, envs_per_worker: int, network: str)
             f"More ranks than cores: a busy worker had one {100 * core:.0f} % of the time. Fewer"
             " workers would be about as fast, and their gradients less stale"
         )
+    if settings["algorithm"] == "genkidama":  # whose members wait for one another
+        return ""
     if load > SERVER_BUSY:
         return (
             f"The server is busy {100 * load:.0f} % of the time: more workers will not help, more"
@@ -58,7 +61,8 @@ def advice(worker: Seconds, server: Seconds, envs_per_worker: int, network: str)
             f" {100 * load:.0f} %: more steps per push (n_steps, envs_per_worker) mean fewer waits,"
             " and --spin shortens them where every rank has a core"
         )
-    if network != "mlp" and envs_per_worker == 1 and calls > NETWORK_CALLS:
+    one = settings["envs_per_worker"] == 1
+    if settings["network"] != "mlp" and one and calls > NETWORK_CALLS:
         return (
             f"The network takes {100 * calls:.0f} % of the workers' time, one environment at a"
             " time: with --envs-per-worker 16 one call serves 16"

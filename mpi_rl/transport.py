@@ -38,8 +38,8 @@ _ALIGNMENT = (
 class Tag(enum.IntEnum):
     """Message tags: each has one sender, one receiver and one payload."""
 
-    PUSH = 1  # worker -> server: header, and grads where memory is not shared
-    REPLY = 2  # server -> worker: reply, and params where memory is not shared
+    PUSH = 1  # worker -> server: header, and unless it is a report, grads if memory is not shared
+    REPLY = 2  # server -> worker: reply, and likewise params
 
 
 class Kind(enum.IntEnum):
@@ -47,7 +47,7 @@ class Kind(enum.IntEnum):
 
     JOIN = 0  # ready to start: send parameters
     PUSH = 1  # here is a gradient, or a group's parameters
-    REPORT = 3  # here is only what was done
+    REPORT = 3  # here is only what was done; no parameters are wanted
     FAILED = 2  # an exception ended this worker
 
 
@@ -139,9 +139,9 @@ def wait_until(done: Callable[[], object], spin: bool = False, bell: Bell | None
         backoff.sleep()
 
 
-def sleeping_barrier(comm: MPI.Comm) -> None:
-    """Wait for all ranks of ``comm`` without using a core."""
-    wait_until(comm.Ibarrier().Test)
+def sleeping_barrier(comm: MPI.Comm, spin: bool = False) -> None:
+    """Wait for all ranks of ``comm`` without using a core, unless it is to ``spin``."""
+    wait_until(comm.Ibarrier().Test, spin)
 
 
 class Slot:
@@ -239,18 +239,30 @@ class WorkerLink(_Link):
         self.reply, self.params, self.header, self.grads = slot.views()
         self._spin, self.header["worker"] = spin, comm.rank - 1
         down, up = slot.messages(self._near)
-        self._requests = [
-            comm.Send_init([up, MPI.BYTE], SERVER, Tag.PUSH),
-            comm.Recv_init([down, MPI.BYTE], SERVER, Tag.REPLY),
-        ]
+        self._push = comm.Send_init([up, MPI.BYTE], SERVER, Tag.PUSH)
+        self._report: MPI.Prequest | None = None
+        self._header_alone = slot.messages(near=True)[1]
+        self._requests = [self._push, comm.Recv_init([down, MPI.BYTE], SERVER, Tag.REPLY)]
         comm.gather((self._near, node_name(), self.bell and self.bell.is_trusted), root=SERVER)
 
     def push(self) -> None:
-        """Send the header (and grads); both belong to the link until ``pull`` returns."""
+        """Send the header (and grads); both belong to the link until ``pull`` returns.
+
+        A REPORT is the header alone, and its reply brings no params.
+        """
+        if not self._near:
+            is_report = self.header["kind"] == Kind.REPORT
+            self._requests[0] = self._reporting() if is_report else self._push
         self._sync()
         MPI.Prequest.Startall(self._requests)
         if self.bell:
             self.bell.ring(SERVER)
+
+    def _reporting(self) -> MPI.Prequest:
+        if self._report is None:
+            message = [self._header_alone, MPI.BYTE]
+            self._report = self._comm.Send_init(message, SERVER, Tag.PUSH)
+        return self._report
 
     def pull(self) -> np.void:
         """Wait for the answer to the push, the reply (and params), and return the reply."""
@@ -274,7 +286,8 @@ class WorkerLink(_Link):
 
     def close(self) -> None:
         """Leave together with all ranks."""
-        self._close(self._requests)
+        reports = [self._report] if self._report is not None else []
+        self._close([self._push, self._requests[1], *reports])
 
 
 class ServerLink(_Link):
@@ -295,7 +308,7 @@ class ServerLink(_Link):
         self.places = [(node, "window" if near else "message") for near, node, _ in gathered]
         if self.bell:
             self.bell.is_trusted = all(rings for _, _, rings in gathered)
-        self._slots, self._receives, self._sends = [], [], []
+        self._slots, self._receives, self._replies = [], [], []
         node_ranks = itertools.count(1)  # of the workers in the window, which keep their order
         for rank, (near, _, _) in enumerate(gathered, start=1):
             slot = Slot(0 if near else num_params, max_episodes, dtype=dtype)
@@ -306,7 +319,9 @@ class ServerLink(_Link):
             down, up = slot.messages(near)
             self._slots.append(slot)
             self._receives.append(comm.Recv_init([up, MPI.BYTE], rank, Tag.PUSH))
-            self._sends.append(comm.Send_init([down, MPI.BYTE], rank, Tag.REPLY))
+            self._replies.append(comm.Send_init([down, MPI.BYTE], rank, Tag.REPLY))
+        self._sends = self._replies.copy()  # each worker's last one
+        self._answers: dict[int, MPI.Prequest] = {}  # to reports: without params
         MPI.Prequest.Startall(self._receives)
 
     def poll(self) -> list[int]:
@@ -339,6 +354,8 @@ class ServerLink(_Link):
         """Answer the worker's push with its ``params``; STOP is a worker's last answer."""
         slot, resumed = self._slots[worker], rng_state is not None
         slot.reply[0] = (version, command, resumed, rng_state if resumed else 0)
+        is_report = slot.header["kind"][0] == Kind.REPORT
+        self._sends[worker] = self._answering(worker) if is_report else self._replies[worker]
         if command != Command.STOP:
             self._receives[worker].Start()
         self._sync()
@@ -346,10 +363,16 @@ class ServerLink(_Link):
         if self.bell:
             self.bell.ring(worker + 1)
 
+    def _answering(self, worker: int) -> MPI.Prequest:
+        if worker not in self._answers:
+            reply = self._slots[worker].messages(near=True)[0]
+            self._answers[worker] = self._comm.Send_init([reply, MPI.BYTE], worker + 1, Tag.REPLY)
+        return self._answers[worker]
+
     def close(self) -> None:
         """Leave together with all ranks, once every worker has been told to stop."""
         wait_until(lambda: MPI.Request.Testall(self._sends))
-        self._close(self._receives + self._sends)
+        self._close([*self._receives, *self._replies, *self._answers.values()])
 
 
 def node_name() -> str:

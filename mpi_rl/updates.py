@@ -176,7 +176,8 @@ class Mixing:
 
     x are the parameters of a worker's group, which come as ``grads``; rate and scale are not used.
     What the group has after its own half, (1 - beta) x + beta params, is kept as a statistic, so
-    that a run that is resumed gives each group its own parameters back.
+    that a run that is resumed gives each group its own parameters back. (As far as the server can
+    tell: if x comes in half precision, what is kept was rounded once, the group itself was not.)
 
     If it is ``elastic``, a group mixes with the server's parameters from before the exchange: with
     alpha = beta both move by the same, as in Zhang, Choromanska & LeCun 2015, equations 5 and 6.
@@ -218,6 +219,8 @@ def mix(params: np.ndarray, others: np.ndarray, share: float, scratch: np.ndarra
 
     With share 0 and 1 it is exactly the one or the other. ``others`` may be of half precision.
     """
+    if not share:
+        return
     params *= np.float32(1 - share)
     params += np.multiply(others, np.float32(share), out=scratch)
 

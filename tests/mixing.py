@@ -1,8 +1,9 @@
 """Exchange groups' parameters with a server: mpirun ... mixing.py TRANSPORT ORDER SETTINGS.
 
-Each worker is a group, and adds its rank to all of its parameters in an episode. The server takes
-their exchanges in the ORDER given, like 0,1,1, and prints its own value and each group's. SETTINGS
-are a run's, in JSON.
+SETTINGS are a run's, in JSON. The server takes the groups' exchanges in the ORDER given, like
+0,1,1. A group of one adds its rank to all of its parameters in an episode, and the server prints
+its own value and each group's. Members of larger groups add different numbers to each, and the
+server prints whether its parameters are the groups', bit for bit.
 """
 
 import dataclasses
@@ -32,17 +33,21 @@ SETTINGS = dict(
 
 
 class Agent:
-    """One whose gradients are all -1 times its rank."""
+    """One whose gradients are all -1 times its rank, or random."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, is_alone: bool) -> None:
         self.rng, self.params = make_rng(1, rank), np.zeros(NUM_PARAMS, np.float32)
         self.grads = np.full(NUM_PARAMS, -rank, np.float32)
+        self._is_alone = is_alone
 
     def reset(self) -> None:
         pass
 
     def collect(self) -> SimpleNamespace:
-        assert (self.params == self.params[0]).all(), "a torn pull"
+        if not self._is_alone:
+            self.rng.standard_normal(out=self.grads, dtype=np.float32)
+        else:
+            assert (self.params == self.params[0]).all(), "a torn pull"
         return SimpleNamespace(
             actions=np.zeros((1, 1)), env_s=0, act_s=0, episode_returns=[0.0], episode_lengths=[1]
         )
@@ -54,11 +59,13 @@ class Agent:
 def work(comm: MPI.Intracomm, by_message: bool, config: Config) -> None:
     room = NUM_PARAMS, config.exchange_period
     link = WorkerLink(comm, *room, by_message, dtype=config.exchange_dtype)
-    group = Group(comm, [comm.rank], NUM_PARAMS)
-    genkidama.work(link, group, Agent(comm.rank), make_update_rule(SGD, group.params, 1), config, 1)
-    assert (group.params == group.params[0]).all()
+    of, size = (comm.rank - 1) // config.group_size, config.group_size
+    group = Group(comm, range(of * size + 1, (of + 1) * size + 1), NUM_PARAMS)
+    rule, agent = make_update_rule(SGD, group.params, 1), Agent(comm.rank, size == 1)
+    genkidama.work(link, group, agent, rule, config, 1)
+    assert (link._report is None) == (group.is_leader or not by_message)  # reports are short
     assert link.params.itemsize == NUM_BYTES[config.exchange_dtype]
-    comm.gather(group.params[0].item())
+    comm.gather(group.params)
     group.close()
     link.close()
 
@@ -67,7 +74,8 @@ def serve(comm: MPI.Intracomm, by_message: bool, order: list[int], config: Confi
     room = NUM_PARAMS, config.exchange_period
     link = ServerLink(comm, *room, by_message, config.exchange_dtype)
     params, arrived = np.zeros(NUM_PARAMS, np.float32), set()
-    rule = server_rule(dataclasses.asdict(config), params, range(link.num_workers))
+    groups = [worker // config.group_size for worker in range(link.num_workers)]
+    rule = server_rule(dataclasses.asdict(config), params, groups)
 
     def wait_for(worker: int) -> None:
         wait_until(lambda: arrived.update(link.poll()) or worker in arrived)
@@ -78,18 +86,28 @@ def serve(comm: MPI.Intracomm, by_message: bool, order: list[int], config: Confi
         assert link.header(worker)["kind"] == Kind.JOIN
         np.copyto(link.params(worker), rule.start(worker))
         link.reply(worker, 0, Command.CONTINUE)
-    for turn, worker in enumerate(order):
-        wait_for(worker)
-        header = link.header(worker)
-        assert header["kind"] == Kind.PUSH and header["num_updates"] == config.exchange_period
-        assert header["num_episodes"] == len(header["episode_returns"]) == config.exchange_period
-        rule(link.grads(worker), link.params(worker), 0.0, 1.0, worker)
-        is_last = worker not in order[turn + 1 :]
-        link.reply(worker, turn + 1, Command.STOP if is_last else Command.CONTINUE)
-    assert (params == params[0]).all()
-    _, *groups = comm.gather(None)
-    assert groups == rule.statistics["group_params"][:, 0].tolist()
-    print(repr([params[0].item(), *groups]))
+    for turn, group in enumerate(order):
+        is_last = group not in order[turn + 1 :]
+        leader, *others = np.flatnonzero(np.equal(groups, group)).tolist()
+        for worker in (*others, leader):
+            wait_for(worker)
+            header = link.header(worker)
+            assert header["kind"] == (Kind.PUSH if worker == leader else Kind.REPORT)
+            assert header["num_updates"] == header["num_episodes"] == config.exchange_period
+            assert len(header["episode_returns"]) == config.exchange_period
+            if worker == leader:
+                rule(link.grads(worker), link.params(worker), 0.0, 1.0, worker)
+            link.reply(worker, turn + 1, Command.STOP if is_last else Command.CONTINUE)
+    _, *of_workers = comm.gather(None)
+    for worker, theirs in enumerate(of_workers):
+        np.testing.assert_array_equal(theirs, rule.start(worker))
+    if config.group_size == 1:
+        assert all((own == own[0]).all() for own in (params, *of_workers))
+        print(repr([params[0].item(), *(own[0].item() for own in of_workers)]))
+    else:
+        print(
+            len(set(params)) > NUM_PARAMS // 2, *(np.array_equal(params, own) for own in of_workers)
+        )
     link.close()
 
 

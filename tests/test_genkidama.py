@@ -5,16 +5,21 @@ import json
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mpi_rl import genkidama
+from mpi_rl.agent import make_rng
+from mpi_rl.config import Config
 from mpi_rl.group import groups_of
 from mpi_rl.inspect import summary, verify_run
+from mpi_rl.losses import Losses
 from mpi_rl.recorder import RESUMED
 from mpi_rl.runfile import read_run
 from mpi_rl.server import _Commands
-from mpi_rl.transport import Command
+from mpi_rl.transport import REPLY, Command, header_dtype
 from mpi_rl.updates import Mixing, mix
 from tests.ranks import ROOT, finish, mpirun, rank, start, wait_for
 
@@ -139,6 +144,62 @@ def test_members_of_a_group_are_told_the_same():
     assert tell(2, True) == Command.STOP
 
 
+class OneOfAGroup:
+    """Link, group, agent and update rule in one: parameters are the number of updates."""
+
+    is_leader = True
+
+    def __init__(self, num_exchanges):
+        self.reply, self.header = np.zeros(1, REPLY)[0], np.zeros(1, header_dtype(2))[0]
+        self.params, self.grads, self.own = (np.zeros(3, np.float32) for _ in range(3))
+        self.rng, self.played, self.pushed, self.left = make_rng(1, 0), [], [], num_exchanges
+
+    def push(self):
+        self.pushed.append((self.header["num_episodes"], self.header["num_updates"]))
+
+    def pull(self, params=None):
+        if params is None:  # the link's
+            self.reply["command"] = Command.STOP if len(self.pushed) > self.left else 0
+            return self.reply
+        np.copyto(self.own, self.params)
+        return False
+
+    def meet(self):
+        pass
+
+    reset = meet
+
+    def update(self, *arguments):
+        self.params += 1
+        return False
+
+    def collect(self):
+        self.played.append(int(self.own[0]))
+        returns = [1.0] if len(self.played) % 5 == 0 else []
+        return SimpleNamespace(
+            actions=np.zeros((1, 1)),
+            env_s=0,
+            act_s=0,
+            episode_returns=returns,
+            episode_lengths=returns,
+        )
+
+    def learn(self, rollout):
+        return Losses(0, 0, 0), 1.0
+
+
+@pytest.mark.parametrize(
+    "pull_period, pulled_after",
+    [(1, range(20)), (3, [0, 3, 5, 8, 10, 13, 15, 18]), (100, [0, 5, 10, 15])],
+)
+def test_members_pull_every_so_often_and_where_an_episode_ends(pull_period, pulled_after):
+    one = OneOfAGroup(num_exchanges=2)
+    settings = dict(algorithm="genkidama", learning_rate_schedule="constant", exchange_period=2)
+    genkidama.work(one, one, one, one, Config(**settings, pull_period=pull_period), 1.0)
+    assert one.played == [max(at for at in pulled_after if at <= done) for done in range(20)]
+    assert one.pushed == [(0, 0), (2, 10), (2, 10)]  # each exchange after 2 episodes of 5 updates
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("transport", ["window", "message"])
 def test_two_groups_of_four_run_as_in_the_thesis(tmp_path, transport):
@@ -164,10 +225,24 @@ def test_two_groups_of_four_run_as_in_the_thesis(tmp_path, transport):
 
 
 @pytest.mark.mpi
-def test_with_one_group_alpha_1_and_beta_0_the_server_equals_the_group_bit_for_bit(tmp_path):
-    stopped(started(tmp_path, 3, "--num-workers", 2, "--group-size", 2, "--alpha", 1, version=3))
-    state = read_run(tmp_path / "run.h5", with_state=True).state
-    np.testing.assert_array_equal(state["params"], state["update_rule/group_params"][0])
+@pytest.mark.parametrize("transport", ["window", "message"])
+def test_with_one_group_alpha_1_and_beta_0_the_server_equals_the_group_bit_for_bit(
+    tmp_path, transport
+):
+    program, settings = (ROOT / "tests" / "mixing.py",), '{"alpha": 1, "beta": 0, "group_size": 2}'
+    result = mpirun(3, transport, "0,0,0", settings, cwd=tmp_path, program=program)
+    assert result.stdout == "True True True\n", result.stderr
+    result = mpirun(5, transport, "0,1,0", settings, cwd=tmp_path, program=program)
+    assert result.stdout == "True True True False False\n", result.stderr  # group 0 came last
+
+
+@pytest.mark.mpi
+def test_an_exception_in_a_member_ends_those_who_wait_for_it(tmp_path):
+    budget, program = ("--total-episodes", 1000), (ROOT / "tests" / "faults.py",)
+    fault = ("environment", *SMALL, *PAIRS, *budget)
+    result = mpirun(5, *fault, cwd=tmp_path, program=program, timeout_s=60)
+    assert result.returncode != 0 and "rank 2: RuntimeError: the lander's engine" in result.stderr
+    assert read_run(tmp_path / "run.h5").attributes["status"] == "failed"
 
 
 @pytest.mark.mpi

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from analysis.cells import best_group, evaluated
+from analysis.cells import best_group, evaluated, read
 from analysis.genkidama_exchange import JOBS, cells, label, main, megabytes, write
 from mpi_rl.config import Config
-from mpi_rl.runfile import Run
+from mpi_rl.runfile import Run, read_run, write_run
 
 GROUPS = dict(algorithm="genkidama", num_workers=8, group_size=4, learning_rate_schedule="constant")
-KINDS = ["group 0", "group 1", "best", "last"]
+KINDS = ["periodic", "group 0", "group 1", "last"]
 
 
 def run(seed, returns, trained=(0.0, 0.0), job=JOBS[1], **settings):
     """A run of 2 groups, whose snapshots got ``returns``, (4, episodes), and ``trained`` before."""
     config = json.dumps(dataclasses.asdict(Config(**{**GROUPS, "seed": seed, **settings})))
-    snapshots = {"kind": np.array(KINDS, object), "mean_return": np.array([*trained, 9e9, 9e9])}
+    snapshots = {"kind": np.array(KINDS, object), "mean_return": np.array([9e9, *trained, 9e9])}
     tables = {"snapshots": snapshots, "workers": {"num_pushes": np.array([30, 0, 0, 70])}}
     played = {"sampled": {"returns": np.array(returns, float)}}
     attributes = dict(config=config, job=job, index=seed)
@@ -27,13 +27,13 @@ def run(seed, returns, trained=(0.0, 0.0), job=JOBS[1], **settings):
 
 
 def test_the_best_group_is_the_one_that_was_best_in_training():
-    one = run(1, [[10, 20], [70, 80], [5, 5], [1, 3]], trained=(200, 150))
+    one = run(1, [[5, 5], [10, 20], [70, 80], [1, 3]], trained=(200, 150))
     assert evaluated(one, best_group(one)).tolist() == [10, 20]  # though the other does better now
     assert evaluated(one).tolist() == [1, 3]
 
 
 def test_settings_are_pooled_over_seeds_in_their_order():
-    runs = [run(2, [[0]] * 3 + [[6]]), run(1, [[0]] * 3 + [[5]]), run(1, [[0]] * 4, elastic=True)]
+    runs = [run(2, [[6]] + 3 * [[0]]), run(1, [[5]] + 3 * [[0]]), run(1, [[0]] * 4, elastic=True)]
     found = cells(runs)
     assert [one.returns.tolist() for one in found.values()] == [[5, 6], [0]]
     assert [one.label for one in found.values()] == [
@@ -76,9 +76,11 @@ def test_tables_and_a_picture_are_written(tmp_path):
     text, picture = write(runs, tmp_path)
     assert picture.stat().st_size > 10_000
     text = text.read_text()
-    assert text.count(": best group |") == 2  # with beta 0, for each alpha
+    best = next(line for line in text.splitlines() if line.startswith("| any/0: the best group |"))
+    assert best.count(",") == 3 + 2  # 4 runs, and two intervals
     assert "## Other exchanges, against 2 groups of 4, 0.5/0.5" in text
     assert "| 8.0 | 1.00 [1.00, 1.00] |" in text  # the elastic runs are better
+    assert "| 8.0 |  |" in text  # than the first, which is not compared with itself
 
 
 def test_what_is_not_evaluated_is_said_in_one_line(tmp_path):
@@ -88,3 +90,24 @@ def test_what_is_not_evaluated_is_said_in_one_line(tmp_path):
         evaluated(unplayed)
     result = CliRunner().invoke(main, [str(tmp_path / "none.h5")])
     assert result.exit_code == 2 and "no such run file" in result.output
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path):
+    from tests.records import recorder
+
+    recorder(tmp_path / "a.h5").finish("complete")
+    with pytest.raises(ValueError, match="no run of other in these files"):
+        read([tmp_path / "a.h5"], ["other"])
+    assert len(read([tmp_path / "a.h5"], ["test"])) == 1
+    (tmp_path / "b.h5").write_bytes((tmp_path / "a.h5").read_bytes())
+    with pytest.raises(ValueError, match=r"b.h5: test\[0\] is in another file, too"):
+        read([tmp_path / "a.h5", tmp_path / "b.h5"], ["test"])
+    one = read_run(tmp_path / "a.h5")
+    one.attributes["index"] = 1
+    for count, name, run in ((5, "b.h5", one), (6, "a.h5", read_run(tmp_path / "a.h5"))):
+        shape = len(run.snapshot_params), count
+        played = {"returns": np.zeros(shape), "lengths": np.zeros(shape, int), "seed": np.zeros(1)}
+        run.evaluations["sampled"] = played
+        write_run(tmp_path / name, run)
+    with pytest.raises(ValueError, match=r"\(test\[0\] 6, test\[1\] 5\): must be equal"):
+        read([tmp_path / "a.h5", tmp_path / "b.h5"], ["test"])

@@ -3,6 +3,8 @@ import pytest
 
 from mpi_rl.timing import advice, in_words, server_load, shares
 
+SETTINGS = dict(algorithm="a3c", envs_per_worker=1, network="mlp")
+
 
 def worker(cpu=None, **seconds):
     times = {name: np.zeros(2) for name in ("env", "act", "learn", "push", "wait")}
@@ -27,7 +29,12 @@ def test_shares_are_of_all_workers_wall_time():
 
 def test_before_anything_is_measured_nothing_is_said():
     assert set(shares(worker()).values()) == {0.0} and server_load(server(0.0, 0.0)) == 0.0
-    assert advice(worker(), server(0.0, 0.0), 1, "mlp") == ""
+    assert advice(worker(), server(0.0, 0.0), SETTINGS) == ""
+
+
+def test_members_of_a_group_wait_for_one_another():
+    times = worker(env=5.0, wait=5.0)
+    assert advice(times, server(0.1, 0.9), {**SETTINGS, "algorithm": "genkidama"}) == ""
 
 
 @pytest.mark.parametrize(
@@ -42,5 +49,6 @@ def test_before_anything_is_measured_nothing_is_said():
     ],
 )
 def test_advice_names_what_dominates(times, load, envs, network, words):
-    said = advice(times, server(load, 1 - load), envs, network)
+    settings = {**SETTINGS, "envs_per_worker": envs, "network": network}
+    said = advice(times, server(load, 1 - load), settings)
     assert words in said and bool(said) == bool(words)
