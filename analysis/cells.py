@@ -15,9 +15,10 @@ CONFIDENCE = 0.95
 _RESAMPLES = 10_000
 NOTE = (
     "Intervals of means and probabilities are percentile bootstraps over runs. Over five runs they"
-    f" are too narrow: {CONFIDENCE:.0%} cover 84 % if scores are normal. Where every run of a setting"
-    " is better than every run of another, resampling knows no doubt, but with five and five runs"
-    " chance alone does that in 1 of 252 cases. Shares that solve have Clopper-Pearson intervals."
+    f" are too narrow: {CONFIDENCE:.0%} cover 84 % if scores are normal. Where every run of a"
+    " setting is better than every run of another, resampling knows no doubt, but with five and"
+    " five runs chance alone does that in 1 of 252 cases. Shares that solve have Clopper-Pearson"
+    " intervals."
 )
 HEADER = ("setting", "thesis", f"mean over seeds [{CONFIDENCE:.0%}]", "solved", "seeds")
 
