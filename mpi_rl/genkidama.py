@@ -49,7 +49,7 @@ def work(
     scratch, push_s, wait_s, cpu = np.zeros_like(group.params), 0.0, 0.0, process_time()
     while reply["command"] != Command.STOP:
         version, played = reply["version"], _Played()
-        while played.num_episodes < config.exchange_period:
+        while True:
             if played.since_pull % config.pull_period == 0:
                 played.num_torn_pulls += group.pull(agent.params)
             began = perf_counter()
@@ -60,6 +60,8 @@ def work(
             met = group.update(update_rule, agent.grads, config.learning_rate, scale)
             played.add(rollout, losses, grad_norm, met, perf_counter() - collected)
             time.sleep((slowdown - 1) * (perf_counter() - began))
+            if played.num_episodes == config.exchange_period or link.is_hurried():
+                break
         ended = perf_counter()
         group.meet()
         met_s = perf_counter() - ended

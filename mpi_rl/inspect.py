@@ -36,18 +36,18 @@ def problems_of(run: Run) -> list[str]:
         problems.append(f"/staleness has {run.staleness.shape[0]} rows, not {num_workers}")
     if problems:
         return problems
+    counts = np.bincount(episodes["worker_id"], minlength=num_workers)
+    lengths = np.bincount(episodes["worker_id"], episodes["episode_length"], num_workers)
     period, most = config["interval_period_steps"], config["n_steps"] * config["envs_per_worker"]
     fewest = 1  # updates per interval
     if config["algorithm"] == "genkidama":  # whose workers push at the ends of episodes
-        longest = max(episodes["episode_length"], default=0)
-        most, fewest = config.get("exchange_period", 1) * longest, 0
+        longest, cut = max(episodes["episode_length"], default=0), workers["num_steps"] - lengths
+        most, fewest = config.get("exchange_period", 1) * longest + cut.max(), 0
     step, version = attributes["step"], attributes["version"]
     complete = attributes["status"] == "complete"
     ends = intervals["step"] // period
     if complete and len(ends) and ends[-1] == (ends[-2] if len(ends) > 1 else 0):
         ends = ends[:-1]  # a complete run's last interval may be a short one
-    counts = np.bincount(episodes["worker_id"], minlength=num_workers)
-    lengths = np.bincount(episodes["worker_id"], episodes["episode_length"], num_workers)
     checks = {
         f"status {attributes['status']!r} is none of {', '.join(STATUSES)}": (
             attributes["status"] in STATUSES

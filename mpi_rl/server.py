@@ -52,7 +52,8 @@ def serve(
     show()  # speed is measured from here on
     while active:
         began = perf_counter()
-        stop.look(began)
+        if stop.look(began):
+            link.hurry()
         arrived = link.poll()
         for worker in arrived:
             rng_state = _take_in(link, worker, update_rule, recorder, config, len(active))
@@ -109,13 +110,14 @@ class _Stop:
         self._unsaved: CannotWrite | None = None
         self.reason, self.since = "", math.inf
 
-    def look(self, now: float) -> None:
-        """Take note of a request, and of when (s) the first reason was seen."""
+    def look(self, now: float) -> bool:
+        """Note a request, and when (s) the first reason was seen; say whether there is one."""
         if not self.reason and (reason := self._requested()):
             self.reason = reason
             self._recorder.event(f"stopped by {reason}")
         if self.reason:
             self.since = min(self.since, now)
+        return bool(self.reason)
 
     def save(self) -> None:
         """Write the record; that it cannot be written is a reason to stop."""

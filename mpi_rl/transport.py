@@ -40,6 +40,7 @@ class Tag(enum.IntEnum):
 
     PUSH = 1  # worker -> server: header, and unless it is a report, grads if memory is not shared
     REPLY = 2  # server -> worker: reply, and likewise params
+    HURRY = 3  # server -> worker, once at most before the last reply: nothing
 
 
 class Kind(enum.IntEnum):
@@ -243,6 +244,7 @@ class WorkerLink(_Link):
         self._report: MPI.Prequest | None = None
         self._header_alone = slot.messages(near=True)[1]
         self._requests = [self._push, comm.Recv_init([down, MPI.BYTE], SERVER, Tag.REPLY)]
+        self._hurry = comm.Irecv([None, MPI.BYTE], SERVER, Tag.HURRY)
         comm.gather((self._near, node_name(), self.bell and self.bell.is_trusted), root=SERVER)
 
     def push(self) -> None:
@@ -270,6 +272,10 @@ class WorkerLink(_Link):
         self._sync()
         return self.reply
 
+    def is_hurried(self) -> bool:
+        """Say whether the server wants a push now, not only when it is due."""
+        return self._hurry.Test()
+
     def fail(self) -> None:
         """Tell the server that this worker has failed, for it to end all ranks; return if not."""
         self.header["kind"] = Kind.FAILED
@@ -287,6 +293,7 @@ class WorkerLink(_Link):
     def close(self) -> None:
         """Leave together with all ranks."""
         reports = [self._report] if self._report is not None else []
+        wait_until(self._hurry.Test)
         self._close([self._push, self._requests[1], *reports])
 
 
@@ -322,6 +329,7 @@ class ServerLink(_Link):
             self._replies.append(comm.Send_init([down, MPI.BYTE], rank, Tag.REPLY))
         self._sends = self._replies.copy()  # each worker's last one
         self._answers: dict[int, MPI.Prequest] = {}  # to reports: without params
+        self._hurries: list[MPI.Request] = []
         MPI.Prequest.Startall(self._receives)
 
     def poll(self) -> list[int]:
@@ -363,6 +371,12 @@ class ServerLink(_Link):
         if self.bell:
             self.bell.ring(worker + 1)
 
+    def hurry(self) -> None:
+        """Ask all workers for what they have; later calls do nothing."""
+        if not self._hurries:
+            ranks = range(1, self.num_workers + 1)
+            self._hurries = [self._comm.Isend([None, MPI.BYTE], rank, Tag.HURRY) for rank in ranks]
+
     def _answering(self, worker: int) -> MPI.Prequest:
         if worker not in self._answers:
             reply = self._slots[worker].messages(near=True)[0]
@@ -371,7 +385,8 @@ class ServerLink(_Link):
 
     def close(self) -> None:
         """Leave together with all ranks, once every worker has been told to stop."""
-        wait_until(lambda: MPI.Request.Testall(self._sends))
+        self.hurry()  # for those who still listen
+        wait_until(lambda: MPI.Request.Testall([*self._sends, *self._hurries]))
         self._close([*self._receives, *self._replies, *self._answers.values()])
 
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 from mpi4py import MPI
 
-from mpi_rl.transport import Command, Kind, ServerLink, WorkerLink, wait_until
+from mpi_rl.transport import Command, Kind, ServerLink, Tag, WorkerLink, wait_until
 
 NUM_PARAMS, MAX_EPISODES = 50_001, 3  # an odd size, for the alignment
 
@@ -55,7 +55,7 @@ def serve(comm: MPI.Intracomm, by_message: bool, num_pushes: int) -> None:
 
 
 class Counted(MPI.Intracomm):
-    """A world that counts the persistent requests made on it, and knows no other messages."""
+    """A world that counts the persistent requests made on it, and knows no others but HURRY."""
 
     sends, receives = 0, 0
 
@@ -70,7 +70,15 @@ class Counted(MPI.Intracomm):
     def _refuse(self, *arguments, **named):
         raise AssertionError("pushes and replies are persistent requests")
 
-    Send = Isend = Recv = Irecv = send = isend = recv = irecv = Sendrecv = Put = _refuse
+    def Isend(self, buffer, rank, tag):
+        assert tag == Tag.HURRY and buffer[0] is None
+        return super().Isend(buffer, rank, tag)
+
+    def Irecv(self, buffer, rank, tag):
+        assert tag == Tag.HURRY and buffer[0] is None
+        return super().Irecv(buffer, rank, tag)
+
+    Send = Recv = send = isend = recv = irecv = Sendrecv = Put = _refuse
 
 
 class TwoNodes(Counted):

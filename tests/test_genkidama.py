@@ -167,6 +167,9 @@ class OneOfAGroup:
     def meet(self):
         pass
 
+    def is_hurried(self):
+        return False
+
     reset = meet
 
     def update(self, *arguments):
@@ -263,6 +266,22 @@ def test_an_interrupted_run_goes_on(tmp_path):
     again = read_run(path, with_state=True)
     assert again.attributes["restart_count"] == 1 and verify_run(path) == []
     assert RESUMED in again.tables["events"]["kind"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("transport", ["window", "message"])
+def test_a_stop_is_heard_in_mid_episode(tmp_path, transport):
+    path, often = tmp_path / "run.h5", ("--exchange-period", 1000, "--n-steps", 5)
+    run = started(tmp_path, 5, *PAIRS, *often, "--transport", transport, version=-1)
+    time.sleep(2)
+    began = time.monotonic()
+    stopped(run)
+    assert time.monotonic() - began < 10
+    assert verify_run(path) == []
+    done = read_run(path)
+    assert done.attributes["status"] == "checkpointed" and done.attributes["version"] == 2
+    assert (done.tables["workers"]["num_steps"] > 0).all()
+    assert done.attributes["step"] > done.episodes["episode_length"].sum()  # some were cut
 
 
 @pytest.mark.mpi

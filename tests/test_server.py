@@ -37,7 +37,11 @@ class ScriptedLink:
         ]
         self._grads = [np.ones(num_params, np.float32) for _ in range(num_workers)]
         self._params = [np.zeros(num_params, np.float32) for _ in range(num_workers)]
-        self.replies = []
+        self.replies, self.hurried_after = [], None
+
+    def hurry(self):
+        if self.hurried_after is None:
+            self.hurried_after = len(self.replies)
 
     def poll(self):
         turn = next(self._order)
@@ -203,6 +207,7 @@ def test_workers_that_do_not_answer_a_stop_are_not_waited_for(tmp_path, monkeypa
     with pytest.raises(WorkersSilent, match=r"no answer from rank\(s\) 2, 3 in 20 s"):
         run(tmp_path, link, lambda: "SIGUSR1" if len(link.replies) >= 3 else "")
     assert [command for *_, command in link.replies][-1] == Command.STOP
+    assert link.hurried_after == 3
     (tmp_path / "run.h5").unlink()
     with pytest.raises(WorkersSilent, match=r"rank\(s\) 1, 2"):  # none has come yet
         run(tmp_path, ScriptedLink(2, [[]] * 100), lambda: "SIGUSR1")
