@@ -25,7 +25,7 @@ run: $(READY)
 	$(VENV)/bin/mpirun -n $(RANKS) $(VENV)/bin/python -m mpi_rl $(ARGS)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY)
 	$(VENV)/bin/flake8 mpi_rl analysis tests

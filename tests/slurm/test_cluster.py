@@ -11,7 +11,7 @@ from mpi_rl.runfile import KILLED, RESUMED, read_run, read_runs
 from tests.ranks import ROOT
 from tests.slurm.conftest import Project
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]  # one cluster for all
+pytestmark = pytest.mark.slurm
 TWO_NODES = ("--nodes=2", "--ntasks=3", "--array=0")
 OFTEN = ("--checkpoint-period-s", 0.5)
 SMALL = ("--total-steps", 6000, "--interval-period-steps", 500, *OFTEN)
