@@ -1,10 +1,12 @@
 """What is said of a setting: of its runs, one per seed, with intervals, and of two settings."""
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
@@ -77,6 +79,31 @@ def read(files: Iterable[Path], jobs: Sequence[str]) -> list[Run]:
         of = ", ".join(f"{name} {count}" for count, name in counts.items())
         raise ValueError(f"evaluations of different numbers of episodes ({of}): must be equal")
     return [*found.values()]
+
+
+def command(
+    name: str, help: str, jobs: Sequence[str], write: Callable[[list[Run], Path], list[Path]]
+) -> click.Command:
+    """Return a command line that lets ``write`` make tables and figures of runs of ``jobs``."""
+
+    @click.command(name, help=f"{help}\n\nWithout FILES the collected ones in results/.")
+    @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+    @click.option(
+        "--output",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("results", "genkidama"),
+        show_default=True,
+    )
+    def run(files: tuple[Path, ...], output: Path) -> None:
+        collected = [Path("results", f"{job}.h5") for job in jobs]
+        try:
+            for path in write(read(files or collected, jobs), output):
+                print(path)
+        except (ValueError, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return run
 
 
 def evaluated(run: Run, row: int = -1) -> np.ndarray:

@@ -9,11 +9,9 @@ tables go into exchange.md, with every seed and intervals as in ``genkidama_tabl
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import matplotlib
 import numpy as np
 
@@ -23,11 +21,11 @@ from analysis.cells import (
     NOTE,
     Cell,
     best_group,
+    command,
     evaluated,
     improvement,
     markdown,
     mean_interval,
-    read,
 )
 from mpi_rl.config import NUM_BYTES, Config, config_from_json
 from mpi_rl.runfile import Run
@@ -37,7 +35,6 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 JOBS = "lunar_lander_exchange_strengths", "lunar_lander_exchange"
-FILES = tuple(Path("results", f"{job}.h5") for job in JOBS)
 
 
 def label(config: Config) -> str:
@@ -183,27 +180,9 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     return paths
 
 
-@click.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("results", "genkidama"),
-    show_default=True,
+main = command(
+    "genkidama_exchange", "Compare Genkidama's exchanges, from evaluated run FILES.", JOBS, write
 )
-def main(files: tuple[Path, ...], output: Path) -> None:
-    """Compare Genkidama's exchanges, from evaluated run FILES.
-
-    Without FILES the two collected ones in results/.
-    """
-    try:
-        runs = read(files or FILES, JOBS)
-        for path in write(runs, output):
-            print(path)
-    except (ValueError, OSError) as error:
-        print(f"genkidama_exchange: {error}", file=sys.stderr)
-        sys.exit(2)
-
 
 if __name__ == "__main__":
     main()

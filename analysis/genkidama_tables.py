@@ -10,12 +10,10 @@ its deviation is that of episodes.
 """
 
 import csv
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import matplotlib
 import numpy as np
 from scipy.stats import gaussian_kde
@@ -27,10 +25,10 @@ from analysis.cells import (
     SOLVED,
     Cell,
     best_group,
+    command,
     evaluated,
     improvement,
     markdown,
-    read,
 )
 from mpi_rl.runfile import Run
 
@@ -39,7 +37,6 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 JOBS = "lunar_lander_thesis_a3c", "lunar_lander_thesis_genkidama"
-FILES = tuple(Path("results", f"{job}.h5") for job in JOBS)
 REFERENCE = Path(__file__).parent / "reference"
 EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as one update
 EPISODES_PER_WORKER = 2000  # the thesis' budget
@@ -223,27 +220,12 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     return paths
 
 
-@click.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("results", "genkidama"),
-    show_default=True,
+main = command(
+    "genkidama_tables",
+    "Write the thesis' tables and figures, with ours beside, from evaluated run FILES.",
+    JOBS,
+    write,
 )
-def main(files: tuple[Path, ...], output: Path) -> None:
-    """Write the thesis' tables and figures, with ours beside, from evaluated run FILES.
-
-    Without FILES the two collected ones in results/.
-    """
-    try:
-        runs = read(files or FILES, JOBS)
-        for path in write(runs, output):
-            print(path)
-    except (ValueError, OSError) as error:
-        print(f"genkidama_tables: {error}", file=sys.stderr)
-        sys.exit(2)
-
 
 if __name__ == "__main__":
     main()
