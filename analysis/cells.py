@@ -1,5 +1,6 @@
 """What is said of a setting: of its runs, one per seed, with intervals, and of two settings."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import click
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
+from mpi_rl.config import Config, config_from_json
 from mpi_rl.runfile import Run, read_runs
 
 SOLVED = 200.0  # mean return of LunarLander
@@ -127,6 +129,39 @@ def best_group(run: Run) -> int:
     table = run.tables["snapshots"]
     groups = [row for row, kind in enumerate(table["kind"]) if kind.startswith("group ")]
     return max(groups, key=lambda row: table["mean_return"][row])
+
+
+def last(run: Run) -> int:
+    """Return the row of a run's last snapshot."""
+    return -1
+
+
+def cell(
+    label: str,
+    thesis: tuple[float, float] | None,
+    runs: list[Run],
+    row: Callable[[Run], int | None] = last,
+    **settings: Any,
+) -> Cell:
+    """Return the cell of ``runs`` with these ``settings``, and with a snapshot in that ``row``.
+
+    Raises ValueError if one of them was not evaluated.
+    """
+    chosen = []
+    for run in sorted(runs, key=lambda run: run.config["seed"]):
+        if all(run.config[name] == value for name, value in settings.items()):
+            if (found := row(run)) is not None:
+                chosen.append(evaluated(run, found))
+    return Cell(label, thesis, np.stack(chosen) if chosen else np.zeros((0, 1)))
+
+
+def by_setting(runs: list[Run]) -> dict[Config, list[Run]]:
+    """Return runs by their settings, all with seed 0, in the order in which they come."""
+    found: dict[Config, list[Run]] = {}
+    for run in runs:
+        config = config_from_json(run.attributes["config"])
+        found.setdefault(dataclasses.replace(config, seed=0), []).append(run)
+    return found
 
 
 def mean_interval(returns: np.ndarray) -> tuple[float, float] | None:

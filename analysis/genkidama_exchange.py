@@ -8,8 +8,6 @@ snapshot at its budget; without any exchange, of the group whose own last episod
 tables go into exchange.md, with every seed and intervals as in ``genkidama_tables``.
 """
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -21,6 +19,8 @@ from analysis.cells import (
     NOTE,
     Cell,
     best_group,
+    by_setting,
+    cell,
     command,
     evaluated,
     improvement,
@@ -49,15 +49,6 @@ def label(config: Config) -> str:
     return ", ".join(words)
 
 
-def by_setting(runs: list[Run]) -> dict[Config, list[Run]]:
-    """Return runs in the order of their seeds, by their settings with seed 0."""
-    found: dict[Config, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.config["seed"]):
-        config = config_from_json(run.attributes["config"])
-        found.setdefault(dataclasses.replace(config, seed=0), []).append(run)
-    return found
-
-
 def at_budget(run: Run) -> int:
     """Return the row of the snapshot that was taken when the budget was spent.
 
@@ -66,26 +57,13 @@ def at_budget(run: Run) -> int:
     return run.tables["snapshots"]["kind"].tolist().index("periodic")
 
 
-def cells(runs: list[Run], row: Callable[[Run], int] = at_budget) -> dict[Config, Cell]:
-    """Return what the runs' snapshots at the budget got, or in a ``row``, by their settings."""
+def cells(runs: list[Run]) -> dict[Config, Cell]:
+    """Return what runs' snapshots at the budget got, in the order of seeds, by settings."""
+    runs = sorted(runs, key=lambda run: run.config["seed"])
     return {
-        config: Cell(label(config), None, np.stack([evaluated(run, row(run)) for run in of]))
+        config: Cell(label(config), None, np.stack([evaluated(run, at_budget(run)) for run in of]))
         for config, of in by_setting(runs).items()
     }
-
-
-def choice(runs: list[Run]) -> Cell | None:
-    """Return what the best groups of runs got in which groups received nothing; None without any.
-
-    For their training alpha is all the same.
-    """
-    alone = [run for run in runs if run.config["beta"] == 0]
-    if not alone:
-        return None
-    alone.sort(key=lambda run: (run.config["seed"], run.config["alpha"]))
-    return Cell(
-        "any/0: the best group", None, np.stack([evaluated(run, best_group(run)) for run in alone])
-    )
 
 
 def megabytes(runs: list[Run]) -> float:
@@ -98,13 +76,14 @@ def megabytes(runs: list[Run]) -> float:
     return float(2 * pushes * NUM_BYTES[dtype] * runs[0].snapshot_params.shape[1] / 1e6)
 
 
-def report(strengths: list[Run], others: list[Run]) -> str:
-    """Return all tables in Markdown."""
+def report(
+    grid: dict[Config, Cell], best: Cell, variants: dict[Config, Cell], payloads: list[float]
+) -> str:
+    """Return all tables in Markdown; ``payloads`` are the variants', in MB."""
     header = (HEADER[0], *HEADER[2:])
-    grid, variants = cells(strengths), cells(others)
     parts = ["# Genkidama's exchange by itself", NOTE, "## Strengths, alpha/beta"]
     parts += [markdown(header, [_without_thesis(one) for one in grid.values()])]
-    if (best := choice(strengths)) is not None:
+    if best.episodes.size:
         averaged = [one for config, one in grid.items() if config.beta == 0]
         rows = [_without_thesis(one) for one in (*averaged, best)]
         parts += ["## Nothing is ever received: averaging or choosing", markdown(header, rows)]
@@ -114,10 +93,10 @@ def report(strengths: list[Run], others: list[Run]) -> str:
         rows = [
             [
                 *_without_thesis(one),
-                f"{megabytes(by_setting(others)[config]):.1f}",
+                f"{payload:.1f}",
                 improvement(one, reference)[2],
             ]
-            for config, one in variants.items()
+            for one, payload in zip(variants.values(), payloads)
         ]
         parts += [f"## Other exchanges, against {reference.label}"]
         parts += [markdown((*header, "MB of payload", likely), rows)]
@@ -164,14 +143,17 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     """Write exchange.md and exchange.png into ``folder``; return their paths."""
     of = {job: [run for run in runs if run.attributes["job"] == job] for job in JOBS}
     strengths, others = of.values()
+    grid, variants = cells(strengths), cells(others)
+    # Where nothing is received, alpha changes nothing for a group.
+    best = cell("any/0: the best group", None, strengths, best_group, beta=0.0)
+    pools = by_setting(others)
+    payloads = [megabytes(pools[config]) for config in variants]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "exchange.md", folder / "exchange.png"]
-    paths[0].write_text(report(strengths, others), encoding="utf-8")
+    paths[0].write_text(report(grid, best, variants, payloads), encoding="utf-8")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    draw_strengths(left, cells(strengths))
-    shown = [*cells(others).values()]
-    shown += filter(None, [choice(strengths)])
-    draw_variants(right, shown)
+    draw_strengths(left, grid)
+    draw_variants(right, [*variants.values(), *([best] if best.episodes.size else [])])
     steps = {run.config["total_steps"] for run in runs}
     left.set_title(f"LunarLander, {max(steps, default=0):,} steps, 2 groups of 4: mean return")
     right.set_title(f"Other exchanges (alpha/beta): runs, mean, {CONFIDENCE:.0%} interval")

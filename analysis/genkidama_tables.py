@@ -25,8 +25,8 @@ from analysis.cells import (
     SOLVED,
     Cell,
     best_group,
+    cell,
     command,
-    evaluated,
     improvement,
     markdown,
 )
@@ -42,11 +42,6 @@ EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as o
 EPISODES_PER_WORKER = 2000  # the thesis' budget
 
 
-def last(run: Run) -> int:
-    """Return the row of a run's last snapshot."""
-    return -1
-
-
 def at(version: int) -> Callable[[Run], int | None]:
     """Return what finds the row of a run's snapshot of a version, None if it has none."""
 
@@ -55,25 +50,6 @@ def at(version: int) -> Callable[[Run], int | None]:
         return rows[0] if len(rows) else None
 
     return row
-
-
-def cell(
-    label: str,
-    thesis: tuple[float, float] | None,
-    runs: list[Run],
-    row: Callable[[Run], int | None] = last,
-    **settings: Any,
-) -> Cell:
-    """Return the cell of ``runs`` with these ``settings``, and with a snapshot in that ``row``.
-
-    Raises ValueError if one of them was not evaluated.
-    """
-    chosen = []
-    for run in sorted(runs, key=lambda run: run.config["seed"]):
-        if all(run.config[name] == value for name, value in settings.items()):
-            if (found := row(run)) is not None:
-                chosen.append(evaluated(run, found))
-    return Cell(label, thesis, np.stack(chosen) if chosen else np.zeros((0, 1)))
 
 
 def a3c_cells(runs: list[Run]) -> list[Cell]:

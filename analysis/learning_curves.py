@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from scipy.stats import bootstrap
 
-from mpi_rl.config import config_from_json
+from analysis.cells import by_setting
 from mpi_rl.runfile import Run, read_runs
 
 matplotlib.use("Agg")
@@ -46,15 +46,14 @@ def running_average(returns: np.ndarray, decay: float = DECAY) -> np.ndarray:
 
 def pool(runs: list[Run]) -> dict[str, list[Run]]:
     """Group runs by their settings but the seed; the key says what is special to a group."""
-    settings = [dataclasses.asdict(config_from_json(run.attributes["config"])) for run in runs]
-    for one in settings:
-        del one["seed"]
+    pools = by_setting(runs)
+    settings = [dataclasses.asdict(config) for config in pools]
     varying = [key for key in settings[0] if len({one[key] for one in settings}) > 1]
-    groups: dict[str, list[Run]] = {}
-    for run, one in zip(runs, settings):
-        label = ", ".join(f"{key} {one[key]}" for key in varying) or f"{one['num_workers']} workers"
-        groups.setdefault(label, []).append(run)
-    return groups
+    labels = [
+        ", ".join(f"{key} {one[key]}" for key in varying) or f"{one['num_workers']} workers"
+        for one in settings
+    ]
+    return dict(zip(labels, pools.values()))
 
 
 def on_grid(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:

@@ -34,8 +34,11 @@ def _setting(
     maximum: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    algorithm: str = "",
 ) -> Any:
-    metadata = dict(help=help, minimum=minimum, maximum=maximum, above=above, choices=choices)
+    help = f"{algorithm}: {help}" if algorithm else help
+    limits = dict(minimum=minimum, maximum=maximum, above=above, choices=choices)
+    metadata = dict(help=help, algorithm=algorithm, **limits)
     return field(default=default, metadata=types.MappingProxyType(metadata))
 
 
@@ -94,29 +97,49 @@ class Config:
         choices=("a3c", "genkidama"),
     )
     group_size: int = _setting(
-        1, "genkidama: workers of one node that share their group's parameters", 1
+        1,
+        "workers of one node that share their group's parameters",
+        1,
+        algorithm="genkidama",
     )
     alpha: float = _setting(
-        0.9, "genkidama: share of a group's parameters in the server's new ones", 0, 1
+        0.9,
+        "share of a group's parameters in the server's new ones",
+        0,
+        1,
+        algorithm="genkidama",
     )
     beta: float = _setting(
-        0.0, "genkidama: share of the server's parameters in a group's new ones", 0, 1
+        0.0,
+        "share of the server's parameters in a group's new ones",
+        0,
+        1,
+        algorithm="genkidama",
     )
     elastic: bool = _setting(
         False,
-        "genkidama: a group mixes with the server's parameters from before the exchange (with alpha"
+        "a group mixes with the server's parameters from before the exchange (with alpha"
         " = beta that is elastic averaging)",
+        algorithm="genkidama",
     )
     exchange_period: int = _setting(
-        1, "genkidama: episodes that each member plays from one exchange to the next", 1, 1000
+        1,
+        "episodes that each member plays from one exchange to the next",
+        1,
+        1000,
+        algorithm="genkidama",
     )
     exchange_dtype: str = _setting(
         "float32",
-        "genkidama: precision of parameters between groups and server",
+        "precision of parameters between groups and server",
         choices=tuple(NUM_BYTES),
+        algorithm="genkidama",
     )
     group_slowdown: float = _setting(
-        1.0, "genkidama: the last group takes so many times as long, as if on a slower machine", 1
+        1.0,
+        "the last group takes so many times as long, as if on a slower machine",
+        1,
+        algorithm="genkidama",
     )
     pull_period: int = _setting(
         1, "updates from one pull of parameters to a worker's next; episodes' ends are pulls too", 1
@@ -211,7 +234,7 @@ class Config:
     def _check_a3c(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if item.metadata["help"].startswith("genkidama:") and value != item.default:
+            if item.metadata["algorithm"] == "genkidama" and value != item.default:
                 raise ValueError(
                     f"{item.name} = {value!r} with algorithm = 'a3c', whose workers are on their"
                     f" own: must be {item.default!r}, or algorithm = 'genkidama'"

@@ -50,7 +50,7 @@ def work(
     while reply["command"] != Command.STOP:
         version, played = reply["version"], _Played()
         while True:
-            if played.since_pull % config.pull_period == 0:
+            if played.updates_of_episode % config.pull_period == 0:
                 played.num_torn_pulls += group.pull(agent.params)
             began = perf_counter()
             rollout = agent.collect()
@@ -92,7 +92,7 @@ class _Played:
         self._seconds = np.zeros(3)  # env, act, learn
         self._returns: list[float] = []
         self._lengths: list[int] = []
-        self.since_pull = 0  # updates; at an episode's end it is 0 again
+        self.updates_of_episode = 0
 
     @property
     def num_episodes(self) -> int:
@@ -108,7 +108,7 @@ class _Played:
         self.num_conflicts += met
         self._terms += (*losses, grad_norm)
         self._seconds += (rollout.env_s, rollout.act_s, learn_s)
-        self.since_pull = 0 if rollout.episode_returns else self.since_pull + 1
+        self.updates_of_episode = 0 if rollout.episode_returns else self.updates_of_episode + 1
         self._returns += rollout.episode_returns
         self._lengths += rollout.episode_lengths
 

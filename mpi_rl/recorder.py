@@ -212,10 +212,12 @@ class Recorder:
 
     def _groups_snapshots(self) -> list[Snapshot]:
         """Return what each group has since its last exchange, with its own members' return."""
+        if "group_params" not in self._statistics:
+            return []
         episodes = self._tables["episodes"].columns()
         played_by = np.array(self._groups)[episodes["worker_id"]]
         snapshots = []
-        for group, params in enumerate(self._statistics.get("group_params", ())):
+        for group, params in enumerate(self._statistics["group_params"]):
             recent = episodes["episode_return"][played_by == group][-RECENT_EPISODES:]
             mean = recent.mean() if len(recent) else math.nan
             snapshots.append(Snapshot(f"group {group}", self.step, self.version, mean, params))
