@@ -98,8 +98,9 @@ class Taped:
         self._envs, self.steps = envs, []
 
     def reset(self, seeds):
-        self._observation = self._envs.reset(seeds)[0].copy()
-        return self._envs._observations
+        observations = self._envs.reset(seeds)
+        self._observation = observations[0].copy()
+        return observations
 
     def step(self, actions):
         result = self._envs.step(actions)
