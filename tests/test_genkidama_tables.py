@@ -24,7 +24,7 @@ def run(seed, returns, versions=(4000,), kinds=("group 0",), **settings):
     Groups with higher numbers were better in training.
     """
     config = dict(algorithm="a3c", seed=seed, num_workers=8, gamma=0.999, n_steps=120)
-    config |= {"total_episodes": 16_000, **settings}
+    config |= {"total_episodes": 16_000, "learn_last_step": False, **settings}
     attributes = dict(config=json.dumps(config), job="thesis", index=seed)
     table = {"snapshots": {"version": np.array(versions), "kind": np.array(kinds, object)}}
     table["snapshots"]["mean_return"] = np.arange(len(kinds))
@@ -54,10 +54,16 @@ def test_cells_hold_the_runs_of_their_setting_in_the_order_of_seeds():
 
 def test_four_workers_with_the_episodes_of_eight_are_a_row_of_their_own():
     less = run(2, [[6]], num_workers=4, total_episodes=8000)
-    *table, extra = a3c_cells([run(1, [[5]], num_workers=4), less])
+    *table, extra, _ = a3c_cells([run(1, [[5]], num_workers=4), less])
     (four,) = [one for one in table if len(one.returns)]
     assert "4 cores" in four.label and four.returns.tolist() == [6] and four.thesis == (230.0, 87.1)
     assert extra.returns.tolist() == [5] and extra.thesis is None
+
+
+def test_learning_the_last_step_is_a_row_of_its_own():
+    *table, extra = a3c_cells([run(1, [[5]]), run(2, [[6]], learn_last_step=True)])
+    assert [one.returns.tolist() for one in table if len(one.returns)] == [[5]]
+    assert extra.returns.tolist() == [6] and extra.thesis is None
 
 
 def test_genkidamas_cells_are_at_twice_as_many_exchanges():
