@@ -178,8 +178,28 @@ def draw_densities(axes: Axes, shown: list[Cell]) -> None:
     axes.grid(alpha=0.3)
 
 
+def draw_curves(panels: np.ndarray, genkidama: dict[tuple[float, float, int], Cell]) -> None:
+    """Draw tables 5.3 to 5.5, a row of ``panels`` each: every run, their mean, and the thesis."""
+    for axes, own in zip(panels.flat, sorted({key[:2] for key in genkidama})):
+        shown = {updates: one for (*pair, updates), one in genkidama.items() if (*pair,) == own}
+        played = {updates: one.returns for updates, one in shown.items() if len(one.returns)}
+        count = min(map(len, played.values()), default=0)
+        if count:
+            lines = np.stack([returns[:count] for returns in played.values()])
+            axes.plot([*played], lines, color="C0", alpha=0.4, linewidth=1)
+            axes.plot([*played], lines.mean(axis=1), color="C0", label=f"{count} runs, mean")
+        thesis = [one.thesis[0] for one in shown.values() if one.thesis]
+        axes.plot([*shown], thesis, color="C1", label="thesis, one run")
+        axes.axhline(SOLVED, color="grey", linestyle=":", linewidth=1)
+        axes.set_title("alpha {:g}, beta {:g}".format(*own), fontsize=9)
+        axes.grid(alpha=0.3)
+    panels.flat[0].legend(fontsize=8)
+    panels[-1, 1].set_xlabel("updates (two exchanges each)")
+    panels[1, 0].set_ylabel("mean return of a snapshot's episodes")
+
+
 def write(runs: list[Run], folder: Path) -> list[Path]:
-    """Write tables.md and the three figures into ``folder``; return their paths."""
+    """Write tables.md and the figures into ``folder``; return their paths."""
     a3c, genkidama = a3c_cells(runs), genkidama_cells(runs)
     most = max(updates for *_, updates in genkidama)
     ends = [one for key, one in sorted(genkidama.items()) if key[2] == most]
@@ -190,7 +210,7 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     for name, title, draw, shown in (
         ("figure_5_2", "A3C", draw_boxes, a3c),
         ("figure_5_3", "Genkidama, 2 groups of 4", draw_boxes, ends),
-        ("figure_5_4", "All episodes", draw_densities, [best, a3c[0], a3c[3], *a3c[-2:]]),
+        ("figure_5_4", "all episodes", draw_densities, [best, a3c[0], a3c[3], *a3c[-2:]]),
     ):
         figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
         draw(axes, shown)
@@ -199,6 +219,13 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=130)
         pyplot.close(figure)
+    figure, panels = pyplot.subplots(
+        3, 3, figsize=(9, 7.5), sharex=True, sharey=True, layout="constrained"
+    )
+    draw_curves(panels, genkidama)
+    paths.append(folder / "tables_5_3_to_5_5.png")
+    figure.savefig(paths[-1], dpi=130)
+    pyplot.close(figure)
     return paths
 
 

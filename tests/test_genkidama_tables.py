@@ -99,7 +99,7 @@ def test_tables_and_figures_are_written_with_and_without_runs(tmp_path):
     runs += [run(seed, rng.normal(100, 30, (1, 50)), **settings) for seed in (1, 2)]
     for name, some in (("some", runs), ("none", [])):
         tables, *figures = write(some, tmp_path / name)
-        assert len(figures) == 3 and all(path.stat().st_size > 1000 for path in figures)
+        assert len(figures) == 4 and all(path.stat().st_size > 1000 for path in figures)
         text = tables.read_text()
         for number in ("5.2", "5.3", "5.4", "5.5", "5.6"):
             assert f"## Table {number}" in text
