@@ -42,11 +42,11 @@ EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as o
 EPISODES_PER_WORKER = 2000  # the thesis' budget
 
 
-def at(version: int) -> Callable[[Run], int | None]:
-    """Return what finds the row of a run's snapshot of a version, None if it has none."""
+def where(column: str, value: int | str) -> Callable[[Run], int | None]:
+    """Return what finds the row of a run's first snapshot with a value; None if it has none."""
 
     def row(run: Run) -> int | None:
-        rows = np.flatnonzero(run.tables["snapshots"]["version"] == version)
+        rows = np.flatnonzero(run.tables["snapshots"][column] == value)
         return rows[0] if len(rows) else None
 
     return row
@@ -88,22 +88,27 @@ def genkidama_cells(runs: list[Run]) -> dict[tuple[float, float, int], Cell]:
     for row in _reference("tables_5_3_to_5_5"):
         alpha, beta, updates = float(row["alpha"]), float(row["beta"]), int(row["num_updates"])
         label = f"Genkidama, alpha {alpha:g}, beta {beta:g}"
-        then = at(EXCHANGES_PER_UPDATE * updates)
+        then = where("version", EXCHANGES_PER_UPDATE * updates)
         found[alpha, beta, updates] = cell(label, _thesis(row), runs, then, alpha=alpha, beta=beta)
     return found
 
 
 def choices(runs: list[Run]) -> list[Cell]:
-    """Return, of runs whose groups never received anything, the server's ends and the best group's.
+    """Return, of runs whose groups never received anything, the ends of the server and of groups.
 
-    A group is the best by its last episodes in training, on which alpha has no influence.
+    Alpha has no influence on a group. The best is so by its last episodes in training.
     """
     runs = [run for run in runs if run.config["algorithm"] == "genkidama"]
     alphas = sorted({run.config["alpha"] for run in runs if run.config["beta"] == 0})
     servers = [
         cell(f"alpha {alpha:g}: the server", None, runs, alpha=alpha, beta=0.0) for alpha in alphas
     ]
-    return [*servers, cell("any alpha: the best group", None, runs, best_group, beta=0.0)]
+    groups = [
+        cell(f"any alpha: {kind}", None, runs, where("kind", kind), beta=0.0)
+        for kind in ("group 0", "group 1")
+    ]
+    best = cell("any alpha: the best group", None, runs, best_group, beta=0.0)
+    return [*servers, *groups, best]
 
 
 def _reference(name: str) -> list[dict[str, str]]:

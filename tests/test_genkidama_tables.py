@@ -82,9 +82,10 @@ def test_without_reception_the_server_stands_beside_the_best_group():
     )
     runs = [run(1, [[90], [50], [70]], versions=(9, 9, 9), **settings), run(1, [[1]])]
     runs.append(run(2, [[0]], algorithm="genkidama", alpha=0.9, beta=0.5))
-    server, group = choices(runs)
-    assert server.returns.tolist() == [70] and group.returns.tolist() == [50]
-    assert group.label == "any alpha: the best group"
+    server, first, second, best = choices(runs)
+    assert server.returns.tolist() == [70] and best.returns.tolist() == [50]
+    assert first.returns.tolist() == [90] and second.returns.tolist() == [50]
+    assert best.label == "any alpha: the best group"
 
 
 def test_probability_of_improvement_equals_hand_numbers():
