@@ -40,6 +40,7 @@ JOBS = "lunar_lander_thesis_a3c", "lunar_lander_thesis_genkidama"
 REFERENCE = Path(__file__).parent / "reference"
 EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as one update
 EPISODES_PER_WORKER = 2000  # the thesis' budget
+BEST = 0.9, 0.0  # alpha and beta of the thesis' best Genkidama
 
 
 def where(column: str, value: int | str) -> Callable[[Run], int | None]:
@@ -120,13 +121,22 @@ def _thesis(row: dict[str, str]) -> tuple[float, float]:
     return float(row["return_mean"]), float(row["return_std"])
 
 
+def at_the_end(genkidama: dict[tuple[float, float, int], Cell]) -> dict[tuple[float, float], Cell]:
+    """Return, by alpha and beta, the cells of the tables' last updates."""
+    most = max(updates for *_, updates in genkidama)
+    return {key[:2]: value for key, value in genkidama.items() if key[2] == most}
+
+
+def compared(a3c: list[Cell], ends: dict[tuple[float, float], Cell]) -> list[Cell]:
+    """Return table 5.6's rows, the best Genkidama first, then A3C's two that the thesis lacks."""
+    return [ends[BEST], a3c[0], a3c[3], *a3c[-2:]]
+
+
 def report(
     a3c: list[Cell], genkidama: dict[tuple[float, float, int], Cell], chosen: list[Cell]
 ) -> str:
     """Return all tables in Markdown."""
-    most = max(updates for *_, updates in genkidama)
-    ends = {key[:2]: value for key, value in genkidama.items() if key[2] == most}
-    best, eight, four, four_longer, eight_to_the_end = ends[0.9, 0.0], a3c[0], a3c[3], *a3c[-2:]
+    ends = at_the_end(genkidama)
     parts = ["# LunarLander: the Genkidama thesis, and here", NOTE]
     parts += ["## Table 5.2: A3C", markdown(HEADER, [one.row() for one in a3c])]
     for number, alpha in zip(("5.3", "5.4", "5.5"), sorted({alpha for alpha, _ in ends})):
@@ -140,12 +150,12 @@ def report(
     parts += ["## Genkidama, at the end", markdown(HEADER, [one.row() for one in ends.values()])]
     rows = [one.row() for one in chosen]
     parts += ["## Groups that never receive: averaging or choosing", markdown(HEADER, rows)]
-    compared = [best, eight, four, four_longer, eight_to_the_end]
-    parts += ["## Table 5.6", markdown(HEADER, [one.row() for one in compared])]
+    best, *others = compared(a3c, ends)
+    parts += ["## Table 5.6", markdown(HEADER, [one.row() for one in (best, *others)])]
     pairs = [
-        *((best, other) for other in compared[1:]),
-        *((eight, other) for other in a3c[1:]),
-        *((best, other) for key, other in ends.items() if key != (0.9, 0.0)),
+        *((best, other) for other in others),
+        *((a3c[0], other) for other in a3c[1:]),
+        *((best, other) for other in ends.values() if other is not best),
     ]
     likely = f"probability that a run is better [{CONFIDENCE:.0%}]"
     rows = [improvement(one, other) for one, other in pairs]
@@ -187,10 +197,10 @@ def draw_curves(panels: np.ndarray, genkidama: dict[tuple[float, float, int], Ce
     """Draw tables 5.3 to 5.5, a row of ``panels`` each: every run, their mean, and the thesis."""
     for axes, own in zip(panels.flat, sorted({key[:2] for key in genkidama})):
         shown = {updates: one for (*pair, updates), one in genkidama.items() if (*pair,) == own}
-        played = {updates: one.returns for updates, one in shown.items() if len(one.returns)}
-        count = min(map(len, played.values()), default=0)
-        if count:
-            lines = np.stack([returns[:count] for returns in played.values()])
+        count = max(len(one.returns) for one in shown.values())
+        if count:  # only where all of them have got: a line is one run's
+            played = {at: one.returns for at, one in shown.items() if len(one.returns) == count}
+            lines = np.stack([*played.values()])
             axes.plot([*played], lines, color="C0", alpha=0.4, linewidth=1)
             axes.plot([*played], lines.mean(axis=1), color="C0", label=f"{count} runs, mean")
         thesis = [one.thesis[0] for one in shown.values() if one.thesis]
@@ -206,16 +216,14 @@ def draw_curves(panels: np.ndarray, genkidama: dict[tuple[float, float, int], Ce
 def write(runs: list[Run], folder: Path) -> list[Path]:
     """Write tables.md and the figures into ``folder``; return their paths."""
     a3c, genkidama = a3c_cells(runs), genkidama_cells(runs)
-    most = max(updates for *_, updates in genkidama)
-    ends = [one for key, one in sorted(genkidama.items()) if key[2] == most]
+    ends = at_the_end(genkidama)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "tables.md"]
     paths[0].write_text(report(a3c, genkidama, choices(runs)), encoding="utf-8")
-    best = genkidama[0.9, 0.0, most]
     for name, title, draw, shown in (
         ("figure_5_2", "A3C", draw_boxes, a3c),
-        ("figure_5_3", "Genkidama, 2 groups of 4", draw_boxes, ends),
-        ("figure_5_4", "all episodes", draw_densities, [best, a3c[0], a3c[3], *a3c[-2:]]),
+        ("figure_5_3", "Genkidama, 2 groups of 4", draw_boxes, [*ends.values()]),
+        ("figure_5_4", "all episodes", draw_densities, compared(a3c, ends)),
     ):
         figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
         draw(axes, shown)
