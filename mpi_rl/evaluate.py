@@ -3,6 +3,8 @@
 A snapshot's episodes are one rank's work, in NUM_ENVS environments at once. They depend on the seed
 alone, not on the number of ranks. It is the same for all snapshots, and so is the start of each
 environment's first episode; later starts depend on what was played before.
+
+Ctrl-C and SIGTERM save what has been played, let the snapshots now at play end, and save again.
 """
 
 import signal
@@ -48,8 +50,12 @@ def evaluate(paths: list[Path], request: Request, overwrite: bool) -> int:
     other episodes, unless ``overwrite``.
     """
     paths = [*{path.resolve(): path for path in paths}.values()]  # a file may be given twice
-    if MPI.COMM_WORLD.rank:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 hears it
+    rank = MPI.COMM_WORLD.rank
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # rank 0 hears them, and raises KeyboardInterrupt
+        signal.signal(number, signal.SIG_IGN if rank else signal.default_int_handler)
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor, ExitStack() as stack:
         if executor is None:
             return 0
@@ -102,19 +108,31 @@ def _play_all(files: list[_File], request: Request, executor: Any) -> None:
     todo = [(file, row) for file in files for row in file.missing()]
     began = shown = time.monotonic()
     print(f"{len(todo)} snapshot(s) of {len(files)} run(s) to play", flush=True)
-    places: dict[Future, tuple[_File, int]] = {}
+    places: dict[Future, tuple[_File, int]] = {}  # of what has not been taken
+
+    def take(future: Future) -> None:
+        file, row = places[future]
+        file.take(row, *future.result())
+        del places[future]
+
     try:
         for file, row in todo:
             run = file.run
             task = run.attributes["env_spec"], run.config, run.snapshot_params[row]
             places[executor.submit(play, *task, request)] = file, row
         for done, future in enumerate(as_completed(places), start=1):
-            file, row = places[future]
-            file.take(row, *future.result())
+            take(future)
             now = time.monotonic()
             if now - shown > SHOW_PERIOD_S or done == len(todo):
                 shown, left = now, round((now - began) / done * (len(todo) - done))
                 print(f"{done:>6,} of {len(todo):,}  {left // 60}:{left % 60:02d} left", flush=True)
+    except KeyboardInterrupt:
+        print("stopping after the snapshots now at play; the same command goes on", flush=True)
+        for file in files:
+            file.save()
+        for future in as_completed([future for future in places if not future.cancel()]):
+            take(future)
+        raise
     finally:
         for future in places:
             future.cancel()
@@ -128,7 +146,11 @@ def _play_all(files: list[_File], request: Request, executor: Any) -> None:
 def play(
     env_json: str, config: dict[str, Any], params: np.ndarray, request: Request
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return raw returns and lengths, (M,), of a policy's episodes, in the order of their seeds."""
+    """Return raw returns and lengths, (M,), of a policy's episodes, in the order they began.
+
+    An environment whose episode ends takes the next. All that were begun are played to their ends,
+    so that short episodes are not more likely to be among them than long ones.
+    """
     spec = env_spec_from_json(env_json)
     count = min(NUM_ENVS, request.num_episodes)
     shape = network_spec(config, spec.observation_shape, spec.num_actions)
@@ -138,19 +160,16 @@ def play(
     streams = np.random.SeedSequence(request.seed).spawn(2)
     rng = np.random.Generator(np.random.SFC64(streams[1]))
     observations = envs.reset(np.random.default_rng(streams[0]).integers(2**31 - 1, size=count))
-    # Environment e plays episodes e, e + count, ...: as many of the quick ones as of the long ones.
-    returns, lengths = np.zeros((2, -(-request.num_episodes // count), count))
-    turn, everyone = np.zeros(count, int), np.arange(count)
-    wanted = -(-(request.num_episodes - everyone) // count)
-    while (turn < wanted).any():
+    returns, lengths = np.zeros((2, request.num_episodes + 1))  # the last: of all beyond
+    episodes, begun = np.arange(count), count
+    while (episodes < request.num_episodes).any():
         logits = network.logits(0, observations)
         result = envs.step(draw(logits, rng, request.greedy))
         observations = result.observations
-        playing = turn < wanted
-        at = turn[playing], everyone[playing]
-        returns[at] += result.rewards[playing]
-        lengths[at] += 1
-        turn += result.episode_over
+        returns[episodes] += result.rewards
+        lengths[episodes] += 1
+        over = np.flatnonzero(result.episode_over)
+        episodes[over] = np.minimum(begun + np.arange(len(over)), request.num_episodes)
+        begun += len(over)
     envs.close()
-    flat = slice(request.num_episodes)
-    return returns.reshape(-1)[flat], lengths.reshape(-1)[flat].astype(np.int64)
+    return returns[:-1], lengths[:-1].astype(np.int64)

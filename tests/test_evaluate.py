@@ -1,14 +1,20 @@
 """Episodes with the snapshots of finished runs."""
 
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
 
+from mpi_rl.agent import draw, make_network
+from mpi_rl.envs import env_spec_from_json, make_envs
 from mpi_rl.evaluate import NUM_ENVS, Request, play
 from mpi_rl.inspect import verify_run
+from mpi_rl.networks import network_spec
 from mpi_rl.runfile import read_run, write_run
-from tests.ranks import ROOT, mpirun
+from tests.ranks import ROOT, finish, mpirun, rank, start
 
 SMOKE = ROOT / "jobs" / "smoke.toml"
 
@@ -85,6 +91,53 @@ def test_other_episodes_and_unfinished_runs_are_refused_in_one_line(tmp_path, tr
     again = (path, "run.h5", "--episodes", 4, "--overwrite")  # the same file twice
     assert mpirun(3, "evaluate", *again, cwd=tmp_path).returncode == 0
     assert evaluations(path)["returns"].shape[1] == 4
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_what_is_at_play_and_the_same_command_goes_on(tmp_path, trained, number):
+    path = tmp_path / "run.h5"
+    shutil.copy(trained, path)
+    command = ("evaluate", path, "--episodes", 2000)
+    process = start(2, *command, cwd=tmp_path)
+    first = process.stdout.readline()
+    time.sleep(0.3)
+    os.kill(rank(process, 0), number)
+    result = finish(process)
+    num_snapshots = len(evaluations(path)["returns"])
+    assert first == f"{num_snapshots} snapshot(s) of 1 run(s) to play\n"
+    assert "stopping after the snapshots now at play; the same command goes on" in result.stdout
+    assert result.returncode == 130 and "Traceback" not in result.stderr
+    missing = int(np.isnan(evaluations(path)["returns"]).any(axis=1).sum())
+    assert 0 < missing < num_snapshots and verify_run(path) == []
+    result = mpirun(2, *command, cwd=tmp_path)
+    assert result.returncode == 0 and f"{missing} snapshot(s) of 1 run(s)" in result.stdout
+    assert (evaluations(path)["lengths"] > 0).all()
+
+
+def test_the_first_episodes_to_begin_count_however_long_they_take(trained):
+    """Every environment's episodes, played on until the longest has ended, put in order by hand."""
+    run, num_episodes, seed = read_run(trained), 3 * NUM_ENVS + 7, 5
+    spec = env_spec_from_json(run.attributes["env_spec"])
+    shape = network_spec(run.config, spec.observation_shape, spec.num_actions)
+    params = run.snapshot_params[-1].astype(np.float32)
+    network = make_network(shape, params, np.zeros_like(params), 1, NUM_ENVS)
+    envs = make_envs(spec, NUM_ENVS)
+    first, second = np.random.SeedSequence(seed).spawn(2)
+    rng = np.random.Generator(np.random.SFC64(second))
+    seeds = np.random.default_rng(first).integers(2**31 - 1, size=NUM_ENVS)
+    observations, since, ended = envs.reset(seeds), [0] * NUM_ENVS, []
+    for t in range(1, 8001):
+        result = envs.step(draw(network.logits(0, observations), rng, greedy=False))
+        observations = result.observations
+        for e in np.flatnonzero(result.episode_over):
+            ended.append((since[e], e, t - since[e]))
+            since[e] = t
+    first_lengths = [length for _, _, length in sorted(ended)][:num_episodes]
+    assert sorted(ended)[num_episodes][0] < 7000  # all of them have ended, at 500 steps at most
+    assert first_lengths != [length for _, _, length in ended][:num_episodes]
+    task = run.attributes["env_spec"], run.config, run.snapshot_params[-1]
+    assert play(*task, Request(num_episodes, False, seed))[1].tolist() == first_lengths
 
 
 def test_episodes_are_as_many_as_asked_and_the_same_each_time(trained):
