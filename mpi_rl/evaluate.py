@@ -51,10 +51,7 @@ def evaluate(paths: list[Path], request: Request, overwrite: bool) -> int:
     """
     paths = [*{path.resolve(): path for path in paths}.values()]  # a file may be given twice
     rank = MPI.COMM_WORLD.rank
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # rank 0 hears them, and raises KeyboardInterrupt
+    for number in signal.SIGINT, signal.SIGTERM:  # KeyboardInterrupt, on rank 0 only
         signal.signal(number, signal.SIG_IGN if rank else signal.default_int_handler)
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor, ExitStack() as stack:
         if executor is None:
