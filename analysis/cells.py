@@ -11,7 +11,7 @@ import click
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
-from mpi_rl.config import Config, config_from_json
+from mpi_rl.config import OPERATIONAL_FIELDS, Config, config_from_json
 from mpi_rl.runfile import Run, read_runs
 
 SOLVED = 200.0  # mean return of LunarLander
@@ -149,18 +149,23 @@ def cell(
     """
     chosen = []
     for run in sorted(runs, key=lambda run: run.config["seed"]):
-        if all(run.config[name] == value for name, value in settings.items()):
+        config = config_from_json(run.attributes["config"])  # an old file's lacks settings
+        if all(getattr(config, name) == value for name, value in settings.items()):
             if (found := row(run)) is not None:
                 chosen.append(evaluated(run, found))
     return Cell(label, thesis, np.stack(chosen) if chosen else np.zeros((0, 1)))
 
 
 def by_setting(runs: list[Run]) -> dict[Config, list[Run]]:
-    """Return runs by their settings, all with seed 0, in the order in which they come."""
+    """Return runs by what was learned and how, in the order in which they come.
+
+    That is their settings, but the seed and those that may change within a run are the defaults.
+    """
+    same = {name: getattr(Config(), name) for name in ("seed", *OPERATIONAL_FIELDS)}
     found: dict[Config, list[Run]] = {}
     for run in runs:
         config = config_from_json(run.attributes["config"])
-        found.setdefault(dataclasses.replace(config, seed=0), []).append(run)
+        found.setdefault(dataclasses.replace(config, **same), []).append(run)
     return found
 
 

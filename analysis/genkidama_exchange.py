@@ -77,15 +77,15 @@ def megabytes(runs: list[Run]) -> float:
 
 
 def report(
-    grid: dict[Config, Cell], best: Cell, variants: dict[Config, Cell], payloads: list[float]
+    grid: dict[Config, Cell], best: list[Cell], variants: dict[Config, Cell], payloads: list[float]
 ) -> str:
     """Return all tables in Markdown; ``payloads`` are the variants', in MB."""
     header = (HEADER[0], *HEADER[2:])
     parts = ["# Genkidama's exchange by itself", NOTE, "## Strengths, alpha/beta"]
     parts += [markdown(header, [_without_thesis(one) for one in grid.values()])]
-    if best.episodes.size:
+    if best:
         averaged = [one for config, one in grid.items() if config.beta == 0]
-        rows = [_without_thesis(one) for one in (*averaged, best)]
+        rows = [_without_thesis(one) for one in (*averaged, *best)]
         parts += ["## Nothing is ever received: averaging or choosing", markdown(header, rows)]
     if variants:
         reference = next(iter(variants.values()))
@@ -144,8 +144,10 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     of = {job: [run for run in runs if run.attributes["job"] == job] for job in JOBS}
     strengths, others = of.values()
     grid, variants = cells(strengths), cells(others)
-    # Where nothing is received, alpha changes nothing for a group.
-    best = cell("any/0: the best group", None, strengths, best_group, beta=0.0)
+    best = [
+        cell(f"{alpha:g}/0: the best group", None, strengths, best_group, alpha=alpha, beta=0.0)
+        for alpha in sorted({config.alpha for config in grid if config.beta == 0})
+    ]
     pools = by_setting(others)
     payloads = [megabytes(pools[config]) for config in variants]
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,7 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     paths[0].write_text(report(grid, best, variants, payloads), encoding="utf-8")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     draw_strengths(left, grid)
-    draw_variants(right, [*variants.values(), *([best] if best.episodes.size else [])])
+    draw_variants(right, [*variants.values(), *best])
     steps = {run.config["total_steps"] for run in runs}
     left.set_title(f"LunarLander, {max(steps, default=0):,} steps, 2 groups of 4: mean return")
     right.set_title(f"Other exchanges (alpha/beta): runs, mean, {CONFIDENCE:.0%} interval")

@@ -28,6 +28,7 @@ from analysis.cells import (
     cell,
     command,
     improvement,
+    last,
     markdown,
 )
 from mpi_rl.runfile import Run
@@ -97,19 +98,21 @@ def genkidama_cells(runs: list[Run]) -> dict[tuple[float, float, int], Cell]:
 def choices(runs: list[Run]) -> list[Cell]:
     """Return, of runs whose groups never received anything, the ends of the server and of groups.
 
-    Alpha has no influence on a group. The best is so by its last episodes in training.
+    Alpha has no influence on a group, but its runs have the same seeds as those of other alphas.
+    The best is so by its last episodes in training.
     """
     runs = [run for run in runs if run.config["algorithm"] == "genkidama"]
-    alphas = sorted({run.config["alpha"] for run in runs if run.config["beta"] == 0})
-    servers = [
-        cell(f"alpha {alpha:g}: the server", None, runs, alpha=alpha, beta=0.0) for alpha in alphas
+    rows = {
+        "the server": last,
+        "group 0": where("kind", "group 0"),
+        "group 1": where("kind", "group 1"),
+        "the best group": best_group,
+    }
+    return [
+        cell(f"alpha {alpha:g}: {name}", None, runs, row, alpha=alpha, beta=0.0)
+        for alpha in sorted({run.config["alpha"] for run in runs if run.config["beta"] == 0})
+        for name, row in rows.items()
     ]
-    groups = [
-        cell(f"any alpha: {kind}", None, runs, where("kind", kind), beta=0.0)
-        for kind in ("group 0", "group 1")
-    ]
-    best = cell("any alpha: the best group", None, runs, best_group, beta=0.0)
-    return [*servers, *groups, best]
 
 
 def _reference(name: str) -> list[dict[str, str]]:

@@ -261,7 +261,10 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
         return os.EX_IOERR
     except (MPI.Exception, WorkersSilent) as error:  # a node that is gone is no fault of the run
         recorder.event(f"stopped by an error: {error}")
-        recorder.finish("checkpointed")
+        with suppress(
+            CannotWrite
+        ):  # of which ``serve`` has told, if it was why workers had to stop
+            recorder.finish("checkpointed")
         raise
     except BaseException:
         recorder.finish("failed")

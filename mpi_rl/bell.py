@@ -19,8 +19,6 @@ class Bell:
         self._token = token
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(self._name(rank))
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
 
     def ring(self, rank: int) -> bool:
         """Wake ``rank``, now or when it next waits; say whether it has a bell."""
@@ -34,7 +32,7 @@ class Bell:
 
     def wait(self, seconds: float) -> bool:
         """Sleep until somebody rings, or for so long; say whether somebody did."""
-        if not self._poll.poll(1e3 * seconds):
+        if not select.select([self._socket], [], [], seconds)[0]:  # poll has whole milliseconds
             return False
         try:
             while self._socket.recv(1):

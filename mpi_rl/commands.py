@@ -253,8 +253,8 @@ def _as_options(settings: dict[str, Any]) -> list[str]:
 @click.option(
     "--small",
     is_flag=True,
-    help="only the best and the last snapshot keep their parameters; seconds, returns and losses"
-    " are rounded to 2^-10",
+    help="only the best and the last snapshot keep their parameters; times and returns are rounded"
+    " to 2^-10",
 )
 def collect_runs(job: str, folder: Path | None, output: Path | None, small: bool) -> int:
     """Merge the complete runs of JOB's sweep into one file; exit status 1 if any is missing.

@@ -36,7 +36,7 @@ REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
 ).split()
-RESOLUTION = 2.0**-10  # of seconds, returns and losses in small collections
+ROUNDED, RESOLUTION = ("wall_time_s", "episode_return", "returns"), 2.0**-10  # if it is to be small
 KILLED = "killed: what came after this step was not saved"  # kinds of events
 RESUMED = "resumed with fresh episodes: emulator states are not saved"
 STATUSES = ("running", "checkpointed", "complete", "failed")
@@ -210,7 +210,7 @@ def write_collection(
     """Replace ``path`` by a collection of ``runs``, by index; each comes from its run file.
 
     ``path`` itself stands for the run that it has already. ``settings`` are the columns of
-    /settings, a row per run. A ``small`` one is rounded to RESOLUTION, and has nan for the
+    /settings, a row per run. A ``small`` one has ROUNDED in steps of RESOLUTION, and nan for the
     parameters of snapshots other than the best and the last; what they got in evaluations stays.
     Raises CannotWrite, with ``path`` as it was, if need be.
     """
@@ -243,7 +243,7 @@ def _copy_small(run: h5py.Group, copy: h5py.Group) -> None:
             params = dataset[()]
             params[~np.isin(kinds, ("best", "last"))] = np.nan
             _write(copy, name, params, dataset.attrs["units"])
-        elif dataset.dtype == np.float64:
+        elif posixpath.basename(name) in ROUNDED:
             rounded = np.round(dataset[()] / RESOLUTION) * RESOLUTION
             _write(copy, name, rounded, dataset.attrs["units"])
         else:

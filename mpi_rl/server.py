@@ -128,12 +128,13 @@ class _Stop:
                 self._unsaved, self.reason = error, str(error)
 
     def end(self, active: set[int]) -> None:
-        """Raise CannotWrite, or WorkersSilent if workers are still ``active``; return if fine."""
-        if self._unsaved:
-            raise self._unsaved
+        """Raise WorkersSilent if workers are still ``active``, else CannotWrite; return if fine."""
         if active:
             ranks = ", ".join(str(worker + 1) for worker in sorted(active))
-            raise WorkersSilent(f"no answer from rank(s) {ranks} in {STOP_PATIENCE_S:.0f} s")
+            silent = f"no answer from rank(s) {ranks} in {STOP_PATIENCE_S:.0f} s"
+            raise WorkersSilent(silent) from self._unsaved
+        if self._unsaved:
+            raise self._unsaved
 
 
 def _take_in(

@@ -1,3 +1,4 @@
+import time
 import uuid
 
 import pytest
@@ -30,6 +31,15 @@ def test_all_rings_until_now_are_one(bells):
         bell.ring(0)
     assert server.wait(LONG_S)
     assert not server.wait(0.01)
+
+
+def test_a_wait_may_be_shorter_than_a_millisecond(bells):
+    waits = []
+    for _ in range(50):
+        began = time.perf_counter()
+        bells[0].wait(20e-6)
+        waits.append(time.perf_counter() - began)
+    assert min(waits) < 0.9e-3
 
 
 def test_ringing_never_waits_and_tells_who_has_a_bell(bells):

@@ -25,6 +25,8 @@ def run(seed, returns, versions=(4000,), kinds=("group 0",), **settings):
     """
     config = dict(algorithm="a3c", seed=seed, num_workers=8, gamma=0.999, n_steps=120)
     config |= {"total_episodes": 16_000, "learn_last_step": False, **settings}
+    if config["algorithm"] == "genkidama":
+        config |= {"group_size": 4, "learning_rate_schedule": "constant"}
     attributes = dict(config=json.dumps(config), job="thesis", index=seed)
     table = {"snapshots": {"version": np.array(versions), "kind": np.array(kinds, object)}}
     table["snapshots"]["mean_return"] = np.arange(len(kinds))
@@ -85,7 +87,16 @@ def test_without_reception_the_server_stands_beside_the_best_group():
     server, first, second, best = choices(runs)
     assert server.returns.tolist() == [70] and best.returns.tolist() == [50]
     assert first.returns.tolist() == [90] and second.returns.tolist() == [50]
-    assert best.label == "any alpha: the best group"
+    assert best.label == "alpha 0.9: the best group"
+
+
+def test_a_file_from_before_a_setting_was_introduced_had_its_default():
+    one = run(1, [[5]])
+    config = json.loads(one.attributes["config"])
+    del config["learn_last_step"]
+    one.attributes["config"] = json.dumps(config)
+    *_, learnt = a3c_cells([one])
+    assert learnt.returns.tolist() == [5]  # the default
 
 
 def test_probability_of_improvement_equals_hand_numbers():

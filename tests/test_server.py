@@ -222,3 +222,18 @@ def test_a_record_that_cannot_be_written_stops_every_worker_first(tmp_path, monk
     with pytest.raises(CannotWrite, match="no space"):
         run(tmp_path, link)
     assert [command for *_, command in link.replies] == [Command.STOP] * 2
+
+
+def test_who_waits_for_silent_workers_gives_up_also_when_nothing_can_be_written(
+    tmp_path, monkeypatch
+):
+    """They are still at work: to go on as if they had been told to stop would wait for ever."""
+
+    def full(path, run):
+        raise CannotWrite("no space")
+
+    monkeypatch.setattr("mpi_rl.recorder.write_run", full)
+    monkeypatch.setattr("mpi_rl.server.perf_counter", Hours())
+    with pytest.raises(WorkersSilent, match=r"rank\(s\) 2, 3 in 20 s") as raised:
+        run(tmp_path, ScriptedLink(3, [[0]] + [[]] * 100))
+    assert "no space" in str(raised.value.__cause__)
