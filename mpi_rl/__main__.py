@@ -8,7 +8,7 @@
 
 Without arguments LunarLander-v3 is trained, in a minute or two, into results/lunar_lander/0.h5.
 Exit status: 0 done (or checkpointed, when told to stop), 1 a rank failed, 2 bad input: nothing was
-written, 74 the run file cannot be written.
+written, 74 the run file cannot be written, 75 another process is writing it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,8 @@ def main() -> None:
         arguments = ["train", *arguments]
     if arguments[0] == "train" and "--dry-run" not in arguments:
         sys.exit(_train(arguments))
-    if arguments[0] == "evaluate" and _launcher_rank() != "0":  # one of several ranks speaks
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+    if arguments[0] == "evaluate":
+        sys.exit(_evaluate(arguments))
     result, status = answer(lambda: parse(arguments))
     sys.exit(_leave(status or result))
 
@@ -105,9 +105,7 @@ def _train(arguments: list[str]) -> int | None:
     from mpi_rl.transport import sleeping_barrier
 
     comm = MPI.COMM_WORLD
-    if mismatch := _launch_mismatch(comm.size, MPI.Get_library_version()):
-        if _launcher_rank() == "0":
-            print(f"mpi_rl: {mismatch}", file=sys.stderr, flush=True)
+    if _is_mislaunched(comm.size, MPI.Get_library_version()):
         return 2
     logging.basicConfig(level=logging.WARNING, format=f"rank {comm.rank}: %(message)s")
     with ExitStack() as stack:
@@ -127,6 +125,27 @@ def _train(arguments: list[str]) -> int | None:
             comm.Abort(1)  # an exception that leaves one rank would hang the others
             raise
     return 0 if comm.rank else _leave(status)
+
+
+def _evaluate(arguments: list[str]) -> int | None:
+    """Let this rank evaluate; return its exit status. What all are answered rank 0 says."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    if _is_mislaunched(comm.size, MPI.Get_library_version()):
+        return 2
+    try:
+        with ExitStack() as stack:
+            if comm.rank:
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            result, status = answer(lambda: parse(arguments))
+    except BaseException:
+        _print_traceback(comm.rank)
+        comm.Abort(1)
+        raise
+    return 0 if comm.rank else _leave(status or result)
 
 
 def _leave(status: int | None) -> int | None:
@@ -392,6 +411,14 @@ def _launcher_rank() -> str:
     """Return this process's rank as its launcher tells it, before MPI starts."""
     names = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
     return next((os.environ[name] for name in names if name in os.environ), "0")
+
+
+def _is_mislaunched(num_ranks: int, library: str) -> bool:
+    """Say, on the first rank also in words, whether the launcher's number of ranks is not MPI's."""
+    mismatch = _launch_mismatch(num_ranks, library)
+    if mismatch and _launcher_rank() == "0":
+        print(f"mpi_rl: {mismatch}", file=sys.stderr, flush=True)
+    return bool(mismatch)
 
 
 def _launch_mismatch(num_ranks: int, library: str) -> str:

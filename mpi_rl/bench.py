@@ -2,7 +2,7 @@
 
 Each measurement starts its own ranks with the launcher. The limit of ``env`` and ``train`` is what
 the emulator (or the Gymnasium task) does alone on as many processes; of ``server``, moving as many
-bytes as an update does; of ``start``, the imports that ranks cannot do without.
+bytes as an update does; of ``start``, the imports that ranks of an Atari run cannot do without.
 """
 
 import dataclasses

@@ -11,7 +11,6 @@ def main() -> None:
     from mpi4py import MPI
 
     import ale_py  # noqa: F401
-    import torch  # noqa: F401
 
     from mpi_rl.transport import sleeping_barrier
 

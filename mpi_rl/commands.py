@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import click
 
 from mpi_rl import __version__
 from mpi_rl.config import Config, Job, budget, load_job
+from mpi_rl.lock import BeingWritten
 
 BENCH_PARTS = ("env", "train", "server", "start", "group")
 GROUP_OPTIONS = ("-h", "--help", "--version")  # before any command
@@ -184,7 +186,8 @@ def submit_job(
 
     Runs that are complete, or in the queue already, are left out: after a failure the same command
     submits the rest. Settings given here hold for all runs. Without a num_workers in the job, runs
-    have the number of ranks that the script in slurm/ asks for.
+    have the number of ranks that the script in slurm/ asks for. Groups get one node, unless
+    --sbatch says otherwise.
     """
     from mpi_rl.submit import batches, collect_batch, left_to_run, queued, send, site
 
@@ -197,6 +200,8 @@ def submit_job(
         waiting = set()
         print(f"# the queue is not known: {str(error).splitlines()[0]}")
     configs = [loaded.config(index, _overrides(settings)) for index in range(len(loaded.sweep))]
+    if any(config.group_size > 1 for config in configs):  # a group may not straddle nodes
+        at = dataclasses.replace(at, options=["--nodes=1", *at.options])
     paths = [_run_path(loaded, index) for index in range(len(loaded.sweep))]
     left = left_to_run(configs, paths, ntasks)
     num_ranks = {index: count for index, count in left.items() if index not in waiting}
@@ -296,7 +301,9 @@ def inspect_runs(files: tuple[Path, ...], verify: bool) -> int:
 
 
 GREEDY = click.option(
-    "--greedy", is_flag=True, help="take the likeliest action instead of sampling as in training"
+    "--greedy",
+    is_flag=True,
+    help="take the likeliest action instead of drawing one from the policy",
 )
 
 
@@ -483,12 +490,15 @@ def parse(arguments: list[str]) -> Any:
 
 
 def answer(work: Callable[[], Any]) -> tuple[Any, int]:
-    """Return what ``work`` returns, and 0; a user's mistake becomes one line, None and 2."""
+    """Return what ``work`` returns, and 0.
+
+    A user's mistake becomes one line, None and 2; a file that another process writes 75 instead.
+    """
     try:
         return work(), 0
     except (click.ClickException, ValueError, OSError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"mpi_rl: {' '.join(message.split())}", file=sys.stderr, flush=True)
-        return None, 2
+        return None, os.EX_TEMPFAIL if isinstance(error, BeingWritten) else 2
     except (click.Abort, KeyboardInterrupt):
         return None, 130

@@ -174,7 +174,7 @@ class Config:
     value_coef: float = _setting(0.5, "weight of the squared value error", 0)
     max_grad_norm: float = _setting(100.0, "gradients are scaled down to this norm (0: never)", 0)
     update_rule: str = _setting(
-        "adam", "how the server applies a gradient", choices=("rmsprop", "adam", "sgd")
+        "adam", "how a gradient is applied", choices=("rmsprop", "adam", "sgd")
     )
     learning_rate: float = _setting(5e-4, "step size of the update rule at the start", above=0)
     learning_rate_schedule: str = _setting(

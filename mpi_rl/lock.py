@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+class BeingWritten(ValueError):
+    """Another process writes the file."""
+
+
 @contextlib.contextmanager
 def writer_lock(path: Path, patience_s: float = 0) -> Iterator[None]:
     """Hold the lock of ``path``.
 
-    Raises ValueError naming a writer that keeps it for longer than ``patience_s``.
+    Raises BeingWritten naming a writer that keeps it for longer than ``patience_s``.
     The kernel frees the lock when its holder dies, so a killed run leaves nothing to clean up. A
     file system without locks (some Lustre mounts) cannot refuse a second writer; a warning says so.
     """
@@ -45,7 +49,7 @@ def _lock(lock: Path, path: Path, deadline_s: float) -> int:
             if time.monotonic() < deadline_s:
                 time.sleep(0.2)
                 continue
-            raise ValueError(
+            raise BeingWritten(
                 f"{path}: being written by {writer or 'another run'}; wait for it, or choose"
                 " another --output"
             ) from None

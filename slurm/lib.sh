@@ -74,7 +74,7 @@ train() { # JOB [options]: train this task's run, and see to what comes after
     status=0
     [[ $signalled ]] || launch
     trap '' USR1 TERM INT # nothing is left that could stop
-    rm -f "$stop_file"
+    rm -f "$stop_file" "${last_stop_files[@]}"
     where=$(standing) || exit 2
     if [[ $where == complete:* ]]; then
         rm -f "$output.starts"
@@ -94,20 +94,26 @@ finish_sweep() { # the last run to end completes the collected file
 }
 
 await_signals() {
-    local signal id
-    stop_file=$output.stop-${task:-$$} signalled=
-    if ((restarts)); then # a node that lost its slurmd may still run the ranks of the last start
-        for id in "$task" ${PREDECESSOR:-}; do
-            echo "its own next start" >"$output.stop-$id" || true
-        done
-        sleep 2
-        rm -f "$output.stop-${PREDECESSOR:-}"
-    fi
-    rm -f "$stop_file"
+    local signal
+    stop_file=$output.stop-${task:-$$}-$restarts signalled=
+    stop_last_start
     for signal in USR1 TERM INT; do
         # shellcheck disable=SC2064 # expanded now
         trap "stop_run $signal" "$signal"
     done
+}
+
+stop_last_start() { # whose ranks may live on where a node has lost its slurmd
+    local id
+    last_stop_files=()
+    ((restarts)) || return 0
+    for id in "$task" ${PREDECESSOR:-}; do
+        rm -f "$output.stop-$id-"*
+        last_stop_files+=("$output.stop-$id-$((restarts - 1))")
+    done
+    # They stay for as long as this start runs: not every node sees a file at once.
+    echo "its own next start" | tee "${last_stop_files[@]}" >/dev/null || true
+    sleep 2
 }
 
 stop_run() { # SIGNAL: ask for a stop; rank 0 looks for the file once a second
@@ -120,15 +126,38 @@ launch() { # run all ranks; `status` is how they ended
     find_launcher
     [[ $LAUNCHER != srun ]] || renumber_step
     echo "$where" >>"$output.starts" || true
+    run_ranks "${arguments[@]}" --stop-file "$stop_file"
+    say "ended with status $status${signalled:+ after SIG$signalled}"
+}
+
+run_ranks() { # ARGUMENTS: of mpi_rl; `status` is how it ended
     say "job ${task:-none}, restart $restarts, ${SLURM_JOB_NODELIST:-$(hostname)}:" \
-        "${launcher[*]} ... ${arguments[*]}"
-    "${launcher[@]}" "$PYTHON" -m mpi_rl "${arguments[@]}" --stop-file "$stop_file" &
+        "${launcher[*]} ... $*"
+    "${launcher[@]}" "$PYTHON" -m mpi_rl "$@" &
     while
         interrupted=
         wait $! && status=0 || status=$?
         [[ $interrupted ]] # a trap ends wait too soon
     do :; done
-    say "ended with status $status${signalled:+ after SIG$signalled}"
+}
+
+evaluate() { # JOB [options]: play the snapshots of its runs, and collect them again
+    local name
+    name=$(basename "$1" .toml)
+    job=$1 signalled=
+    shift
+    find_launcher
+    [[ $LAUNCHER != srun ]] || renumber_step
+    # What has been played is saved every ten seconds, so the ranks need no warning.
+    trap 'signalled=USR1 interrupted=1; kill -TERM $!' USR1
+    run_ranks evaluate "results/$name/"*.h5 "$@"
+    if ((status == 0)); then
+        "$PYTHON" -m mpi_rl collect "$job"
+    elif [[ $signalled && $GO_ON == requeue ]] && ((restarts < MAX_RESTARTS)); then
+        say "queued again"
+        scontrol requeue "$task"
+    fi
+    exit "$status"
 }
 
 find_launcher() { # set `launcher`, the words before the program
@@ -162,7 +191,8 @@ renumber_step() { # make the next srun's step number the count of requeues
 go_on() { # queue the unfinished run again, if there is use in it
     local stood_here=0
     [[ ! -f $output.starts ]] || stood_here=$(grep -cFx "$where" "$output.starts" || true)
-    if ((status == 2 || status == 74)) || [[ $where == failed:* ]]; then # see mpi_rl/__main__.py
+    # See mpi_rl/__main__.py. Who still writes the file may be this task's last start.
+    if ((status == 2 || status == 74 || (status == 75 && !restarts))) || [[ $where == failed:* ]]; then
         give_up "it would fail again"
     elif ((stood_here >= STUCK_AFTER)); then
         give_up "$STUCK_AFTER starts in a row have saved no step"

@@ -97,6 +97,29 @@ def test_bad_input_is_one_line_and_status_2(project, words, variables, message):
     assert process.returncode == 2 and message in output and len(output.splitlines()) == 1, output
 
 
+@pytest.mark.parametrize(
+    "status, restarts, says",
+    [
+        (1, 0, "scontrol requeue 7"),
+        (2, 1, "not queued again: it would fail again"),
+        (75, 0, "not queued again: it would fail again"),
+        (75, 1, "scontrol requeue 7"),  # the lock may be held by its own last start
+    ],
+)
+def test_what_comes_after_an_end_depends_on_how_it_was(project, status, restarts, says):
+    script = f"""
+        . slurm/lib.sh
+        field() {{ [[ $2 == Restarts ]] && echo {restarts} || echo RUNNING; }}
+        scontrol() {{ echo "scontrol $*"; }}
+        output=run.h5 where=unfinished: status={status} successor=
+        go_on
+    """
+    variables = dict(SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restarts))
+    process = start(project, "-c", script, **variables)
+    output, _ = process.communicate(timeout=60)
+    assert says in output and process.returncode == status, output
+
+
 def test_environment_beats_profile_beats_default(project):
     (project / "slurm/profiles/here.env").write_text("THROTTLE=3\nMAX_RESTARTS=7")
     script = '. slurm/lib.sh; echo "$MAX_RESTARTS $THROTTLE $LAUNCHER"'

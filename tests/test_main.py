@@ -159,10 +159,11 @@ def test_a_dry_run_says_where_the_run_stands(tmp_path):
         ({"OMPI_COMM_WORLD_SIZE": "3"}, "Open MPI's mpirun started 3 rank(s)"),
     ],
 )
-def test_ranks_that_mpi_does_not_see_are_refused_in_one_line(tmp_path, variables, line):
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_ranks_that_mpi_does_not_see_are_refused_in_one_line(tmp_path, variables, line, command):
     """What a launcher of another family sets, without MPI's own part of it."""
     for rank in ("0", "1"):
-        result = mpi_rl("train", SMOKE, cwd=tmp_path, variables={**variables, "SLURM_PROCID": rank})
+        result = mpi_rl(command, SMOKE, cwd=tmp_path, variables={**variables, "SLURM_PROCID": rank})
         assert result.returncode == 2 and not list(tmp_path.iterdir())
         lines = [text for text in result.stderr.splitlines() if text.startswith("mpi_rl:")]
         assert len(lines) == (rank == "0"), result.stderr

@@ -64,6 +64,12 @@ def test_dry_run_prints_the_golden_lines(project, name, arguments):
     assert result.stdout == (GOLDEN / f"submit_{name}.txt").read_text()
 
 
+def test_groups_get_one_node_unless_told_otherwise(project):
+    words = ("submit", "jobs/lunar_lander_thesis_genkidama.toml", "--dry-run")
+    result = mpi_rl(*words, "--sbatch=--nodes=2", cwd=project)
+    assert "--ntasks=9 --nodes=1 --nodes=2 slurm/" in result.stdout  # sbatch takes the last
+
+
 def test_complete_runs_are_left_out(project):
     for index in (0, 1, 5):
         complete_run(project, "scaling", index)

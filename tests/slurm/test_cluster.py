@@ -106,6 +106,24 @@ def test_kills_go_on_from_the_last_checkpoint(project, request):
     assert 1 <= ended.tables["events"]["kind"].tolist().count(KILLED) <= 3
 
 
+@pytest.mark.mpi
+def test_an_evaluation_that_runs_out_of_time_goes_on_and_is_collected(project):
+    words = ("--array=0-1", "--ntasks=3", "slurm/lunar_lander.sh", *SMALL)
+    project.wait_for_end(project.sbatch(*words, "--snapshot-period-steps", 1000, **SMOKE))
+    words = ("--nodes=2", "--ntasks=3", "slurm/evaluate.sh", "--episodes", 2000)
+    job = project.sbatch(*words, **SMOKE)
+    project.wait(lambda: "to play" in project.log(job), "begun", job)
+    project.run("scancel", "--batch", "--signal=USR1", job)
+    project.wait_for_end(job)
+    log = project.log(job)
+    first, second = map(int, re.findall(r"(\d+) snapshot\(s\) of 2 run\(s\) to play", log))
+    assert log.count("queued again") == 1 and 0 < second <= first
+    runs = read_runs(project.path("smoke.h5"))
+    played = [run.evaluations["sampled"]["lengths"] for run in runs]
+    assert len(played) == 2 and sum(map(len, played)) == first
+    assert all(lengths.shape[1] == 2000 and (lengths > 0).all() for lengths in played)
+
+
 def test_a_killed_run_starts_again_on_the_node_where_it_left_its_memory(project):
     script, steps = "slurm/lunar_lander.sh", ("--total-steps", 400_000)
     job = project.sbatch("--array=0", "--ntasks=3", script, *steps, *OFTEN, **SMOKE_RUN)
