@@ -66,7 +66,7 @@ def main() -> None:
         arguments = ["train", *arguments]
     if arguments[0] == "train" and "--dry-run" not in arguments:
         sys.exit(_train(arguments))
-    if arguments[0] == "evaluate":
+    if arguments[0] == "evaluate" and not {"-h", "--help"} & {*arguments}:
         sys.exit(_evaluate(arguments))
     result, status = answer(lambda: parse(arguments))
     sys.exit(_leave(status or result))
@@ -280,9 +280,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
         return os.EX_IOERR
     except (MPI.Exception, WorkersSilent) as error:  # a node that is gone is no fault of the run
         recorder.event(f"stopped by an error: {error}")
-        with suppress(
-            CannotWrite
-        ):  # of which ``serve`` has told, if it was why workers had to stop
+        with suppress(CannotWrite):  # that may be why workers had to stop, and is told then
             recorder.finish("checkpointed")
         raise
     except BaseException:

@@ -8,6 +8,7 @@ list of tables of several settings that vary together.
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import math
@@ -273,6 +274,7 @@ def budget(settings: Mapping[str, Any]) -> str:
     return " or ".join(f"{total:,} {unit}" for unit, total in totals.items() if total)
 
 
+@functools.cache  # analyses ask for the same few again and again
 def config_from_json(text: str) -> Config:
     """Return the settings in a run file's ``config``; ValueError for those not known here."""
     return make_config(json.loads(text), "the run file")

@@ -36,7 +36,8 @@ REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
 ).split()
-ROUNDED, RESOLUTION = ("wall_time_s", "episode_return", "returns"), 2.0**-10  # if it is to be small
+ROUNDED = "wall_time_s", "episode_return", "returns"  # columns, in small collections
+RESOLUTION = 2.0**-10  # of those
 KILLED = "killed: what came after this step was not saved"  # kinds of events
 RESUMED = "resumed with fresh episodes: emulator states are not saved"
 STATUSES = ("running", "checkpointed", "complete", "failed")

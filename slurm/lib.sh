@@ -74,7 +74,6 @@ train() { # JOB [options]: train this task's run, and see to what comes after
     status=0
     [[ $signalled ]] || launch
     trap '' USR1 TERM INT # nothing is left that could stop
-    rm -f "$stop_file" "${last_stop_files[@]}"
     where=$(standing) || exit 2
     if [[ $where == complete:* ]]; then
         rm -f "$output.starts"
@@ -96,6 +95,8 @@ finish_sweep() { # the last run to end completes the collected file
 await_signals() {
     local signal
     stop_file=$output.stop-${task:-$$}-$restarts signalled=
+    stop_files=("$stop_file")
+    trap 'rm -f "${stop_files[@]}"' EXIT
     stop_last_start
     for signal in USR1 TERM INT; do
         # shellcheck disable=SC2064 # expanded now
@@ -105,14 +106,13 @@ await_signals() {
 
 stop_last_start() { # whose ranks may live on where a node has lost its slurmd
     local id
-    last_stop_files=()
     ((restarts)) || return 0
     for id in "$task" ${PREDECESSOR:-}; do
         rm -f "$output.stop-$id-"*
-        last_stop_files+=("$output.stop-$id-$((restarts - 1))")
+        stop_files+=("$output.stop-$id-$((restarts - 1))")
     done
     # They stay for as long as this start runs: not every node sees a file at once.
-    echo "its own next start" | tee "${last_stop_files[@]}" >/dev/null || true
+    echo "its own next start" | tee "${stop_files[@]:1}" >/dev/null || true
     sleep 2
 }
 
@@ -124,7 +124,6 @@ stop_run() { # SIGNAL: ask for a stop; rank 0 looks for the file once a second
 
 launch() { # run all ranks; `status` is how they ended
     find_launcher
-    [[ $LAUNCHER != srun ]] || renumber_step
     echo "$where" >>"$output.starts" || true
     run_ranks "${arguments[@]}" --stop-file "$stop_file"
     say "ended with status $status${signalled:+ after SIG$signalled}"
@@ -147,7 +146,6 @@ evaluate() { # JOB [options]: play the snapshots of its runs, and collect them a
     job=$1 signalled=
     shift
     find_launcher
-    [[ $LAUNCHER != srun ]] || renumber_step
     # What has been played is saved every ten seconds, so the ranks need no warning.
     trap 'signalled=USR1 interrupted=1; kill -TERM $!' USR1
     run_ranks evaluate "results/$name/"*.h5 "$@"
@@ -160,7 +158,7 @@ evaluate() { # JOB [options]: play the snapshots of its runs, and collect them a
     exit "$status"
 }
 
-find_launcher() { # set `launcher`, the words before the program
+find_launcher() { # set `launcher`, the words before the program, and see that it can start
     local mpirun options
     mpirun=$(dirname "$PYTHON")/mpirun
     [[ -x $mpirun ]] || mpirun=mpirun
@@ -172,6 +170,7 @@ find_launcher() { # set `launcher`, the words before the program
     fi
     if [[ $LAUNCHER == srun ]]; then
         launcher=(srun --kill-on-bad-exit=1 --wait=60) options=$SRUN_OPTIONS
+        renumber_step
     else
         launcher=("$mpirun" -n "$RANKS") options=$MPIRUN_OPTIONS
     fi
