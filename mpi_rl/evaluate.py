@@ -57,6 +57,8 @@ def evaluate(paths: list[Path], request: Request, overwrite: bool) -> int:
         if executor is None:
             return 0
         for path in paths:
+            if not path.exists():  # nor, perhaps, a folder for its lock
+                raise ValueError(f"{path}: no such run file")
             stack.enter_context(writer_lock(path))
         _play_all([_File(path, request, overwrite) for path in paths], request, executor)
     return 0

@@ -83,6 +83,7 @@ def test_other_episodes_and_unfinished_runs_are_refused_in_one_line(tmp_path, tr
         ((path, "--episodes", 3, "--seed", 1), "has 3 episodes of seed 0 per snapshot"),
         ((tmp_path / "half.h5",), "checkpointed: only complete runs are evaluated"),
         ((tmp_path / "none.h5",), "no such run file"),
+        ((tmp_path / "no folder" / "none.h5",), "none.h5: no such run file"),
     ):
         result = mpirun(3, "evaluate", *words, cwd=tmp_path)
         assert result.returncode == 2 and message in result.stderr
