@@ -236,6 +236,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     """Rank 0's part of a run; return its exit status."""
     from mpi4py import MPI
 
+    from mpi_rl.growth import growth
     from mpi_rl.networks import initial_params
     from mpi_rl.progress import Progress
     from mpi_rl.recorder import Recorder
@@ -248,6 +249,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     settings = dataclasses.asdict(config)
     params = initial_params(plan.network, config.seed)
     update_rule = server_rule(settings, params, plan.groups)
+    policy = growth(settings, comm.size - 1)
     sleeping_barrier(comm)
     link = ServerLink(
         comm, params.size, plan.max_episodes, options.by_message, config.exchange_dtype
@@ -261,6 +263,7 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
         link.places,
         params,
         update_rule.statistics,
+        policy.state,
     )
     if options.output.exists() and not options.overwrite:
         recorder.resume()
@@ -271,8 +274,8 @@ def _serve(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     try:
         with Progress(title) as progress:
             serve(
-                *(link, update_rule, recorder, progress, config, plan.groups),
-                *(stop_requested, options.spin),
+                *(link, update_rule, recorder, progress, config, policy),
+                *(plan.groups, stop_requested, options.spin),
             )
     except CannotWrite as error:
         print(f"mpi_rl: {error}", file=sys.stderr, flush=True)
@@ -315,7 +318,8 @@ def _work(comm: "MPI.Intracomm", plan: Plan) -> None:
     dtype = options.config.exchange_dtype
     link = WorkerLink(comm, size, plan.max_episodes, options.by_message, options.spin, dtype)
     try:
-        _learn(comm, plan, link)
+        while link.is_admitted():  # what learning needs is not even imported before
+            _learn(comm, plan, link)
     except MPI.Exception:
         raise
     except Exception:

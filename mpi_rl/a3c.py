@@ -16,7 +16,7 @@ from mpi_rl.transport import Command, Kind, WorkerLink
 
 
 def work(link: WorkerLink, agent: Agent, config: Config) -> None:
-    """Run one worker until the server says stop.
+    """Run one worker until the server says stop, or park.
 
     With a pull_period above 1 the agent's parameters are not the link's but a copy, renewed only so
     often, and where an episode ends.
@@ -30,7 +30,7 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     agent.reset()
     push_s = wait_s = 0.0
     cpu, age = process_time(), 0  # pushes since the last pull
-    while reply["command"] != Command.STOP:
+    while reply["command"] == Command.CONTINUE:
         if age % config.pull_period == 0:
             version, age = reply["version"].item(), 0
             if agent.params is not link.params:

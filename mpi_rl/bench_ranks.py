@@ -23,6 +23,7 @@ from mpi4py import MPI
 from mpi_rl.config import config_from_json
 from mpi_rl.envs import VECTOR_TASKS, EnvSpec, VectorTask, emulator, env_spec, make_envs
 from mpi_rl.group import Group
+from mpi_rl.growth import growth
 from mpi_rl.progress import Progress
 from mpi_rl.recorder import Recorder
 from mpi_rl.server import serve
@@ -128,6 +129,7 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
     config = config_from_json(values["config"])
     params = np.zeros(num_params, np.float32)
     rule = make_update_rule(dataclasses.asdict(config), params, comm.size - 1)
+    policy = growth(dataclasses.asdict(config), comm.size - 1)
     server = ServerLink(comm, num_params, 1, by_message)
     sleeping_barrier(comm)
     time.sleep(SETTLE_S)
@@ -141,6 +143,7 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
             server.places,
             params,
             rule.statistics,
+            policy.state,
         )
         began = time.perf_counter()
         halves: list[tuple[float, float]] = []  # when each was over; CPU seconds used until then
@@ -153,7 +156,7 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
 
         with redirect_stdout(nowhere):
             workers, progress = range(comm.size - 1), Progress("bench")
-            serve(server, rule, record, progress, config, workers, stop_requested)
+            serve(server, rule, record, progress, config, policy, workers, stop_requested)
         elapsed = time.perf_counter() - began
     server.close()
     waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])

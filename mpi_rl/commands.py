@@ -129,13 +129,13 @@ def _run_path(job: Job, index: int) -> Path:
 def _overrides(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that were given on the command line."""
     given = {name: value for name, value in settings.items() if value is not None}
-    if "hidden_sizes" in given:
+    lists = [item.name for item in dataclasses.fields(Config) if item.type == tuple[int, ...]]
+    for name in given.keys() & {*lists}:
         try:
-            given["hidden_sizes"] = [int(size) for size in given["hidden_sizes"].split(",")]
+            given[name] = [int(number) for number in given[name].split(",")]
         except ValueError:
             raise ValueError(
-                f"hidden_sizes = {given['hidden_sizes']!r}: must be whole numbers with commas"
-                " between, like 128,128"
+                f"{name} = {given[name]!r}: must be whole numbers with commas between, like 128,128"
             ) from None
     return given
 

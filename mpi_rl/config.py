@@ -36,10 +36,12 @@ def _setting(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     algorithm: str = "",
+    growth: str = "",
 ) -> Any:
-    help = f"{algorithm}: {help}" if algorithm else help
+    only = algorithm or growth  # where that is set it matters, elsewhere it must be the default
+    help = f"{only}: {help}" if only else help
     limits = dict(minimum=minimum, maximum=maximum, above=above, choices=choices)
-    metadata = dict(help=help, algorithm=algorithm, **limits)
+    metadata = dict(help=help, algorithm=algorithm, growth=growth, **limits)
     return field(default=default, metadata=types.MappingProxyType(metadata))
 
 
@@ -53,7 +55,8 @@ class Config:
     # Environment
     env: str = _setting(
         "LunarLander-v3",
-        "CartPole-v1, LunarLander-v3 or an ALE game by its ROM name (space_invaders)",
+        "CartPole-v1, LunarLander-v3, FlappyBird-v0 or an ALE game by its ROM name, like"
+        " space_invaders",
     )
     envs_per_worker: int = _setting(
         1, "environments that each worker steps together (1 is the A3C paper)", 1, 64
@@ -67,8 +70,9 @@ class Config:
     fire_reset: bool = _setting(False, "ALE: press FIRE after a reset in games that have it")
     life_loss_terminates: bool = _setting(False, "ALE: losing a life ends the learner's episode")
     max_episode_frames: int = _setting(
-        108_000, "ALE: an episode is cut after this many emulator frames", 1, 10**9
+        108_000, "ALE, FlappyBird-v0: an episode is cut after this many frames", 1, 10**9
     )
+    fixed_pipes: bool = _setting(False, "FlappyBird-v0: every episode has the same pipes")
     reward_scale: float = _setting(
         0.05, "rewards are multiplied by this in learning (records stay raw)", above=0
     )
@@ -169,6 +173,9 @@ class Config:
     mean_loss: bool = _setting(
         False, "the loss is its mean over a rollout's steps, not their sum (Genkidama's)"
     )
+    standardize_returns: bool = _setting(
+        False, "a rollout's returns are shifted and scaled to mean 0 and deviation 1 in learning"
+    )
     entropy_coef: float = _setting(
         0.001, "weight of the policy's entropy (beta of the A3C paper)", 0
     )
@@ -181,6 +188,13 @@ class Config:
     learning_rate_schedule: str = _setting(
         "linear", "linear: annealed to 0 over total_steps", choices=("linear", "constant")
     )
+    staleness_scaled_rate: bool = _setting(
+        False,
+        "the step size of a gradient s > 1 updates old is divided by s (Zhang et al. 2016)",
+    )
+    max_staleness: int = _setting(
+        0, "gradients older than this many updates are dropped, and counted (0: none)", 0
+    )
     rmsprop_decay: float = _setting(
         0.99, "rmsprop: decay of the mean square (alpha of the A3C paper)", 0, 1
     )
@@ -191,6 +205,59 @@ class Config:
     # Run
     seed: int = _setting(1, "of every random stream of the run", 0, 2**63 - 1)
     num_workers: int = _setting(0, "workers that the job asks for (0: all ranks but the server)", 0)
+    growth: str = _setting(
+        "none",
+        "when parked workers are admitted: schedule (at given steps), episode_duration (the longer"
+        " episodes get, the more) or throughput (while that makes the run faster)",
+        choices=("none", "schedule", "episode_duration", "throughput"),
+    )
+    initial_workers: int = _setting(
+        0, "workers that are not parked at the start (0: all, without growth)", 0
+    )
+    growth_steps: tuple[int, ...] = _setting(
+        (), "steps of the run at which to change the number of workers", 1, growth="schedule"
+    )
+    growth_workers: tuple[int, ...] = _setting(
+        (),
+        "workers from each of growth_steps on; fewer than before: the others are parked again",
+        1,
+        growth="schedule",
+    )
+    growth_durations: tuple[int, ...] = _setting(
+        (20, 40, 60),
+        "a mean above the first of these adds 1 worker, above the second 2, and so on",
+        1,
+        growth="episode_duration",
+    )
+    growth_unit: str = _setting(
+        "seconds",
+        "unit of growth_durations",
+        choices=("seconds", "steps"),
+        growth="episode_duration",
+    )
+    growth_window: int = _setting(
+        100,
+        "episodes that a mean is taken over, all of them since the last one",
+        1,
+        growth="episode_duration",
+    )
+    growth_min_gain: float = _setting(
+        0.5,
+        "share of the ideal gain in speed (twice the workers: twice the steps/s) that more workers"
+        " must bring",
+        0,
+        1,
+        growth="throughput",
+    )
+    growth_intervals: int = _setting(
+        5, "intervals that a number of workers is judged by at first", 2, growth="throughput"
+    )
+    growth_max_staleness: int = _setting(
+        0,
+        "no more workers once an interval's mean staleness exceeds this (0: whatever it is)",
+        0,
+        growth="throughput",
+    )
     total_steps: int = _setting(
         2_000_000, "the run's budget, in steps summed over workers (0: total_episodes alone)", 0
     )
@@ -231,6 +298,7 @@ class Config:
             self._check_genkidama()
         else:
             self._check_a3c()
+        self._check_growth()
 
     def _check_a3c(self) -> None:
         for item in dataclasses.fields(self):
@@ -241,8 +309,46 @@ class Config:
                     f" own: must be {item.default!r}, or algorithm = 'genkidama'"
                 )
 
+    def _check_growth(self) -> None:
+        count, most = self.initial_workers, self.num_workers or math.inf
+        if (self.growth == "none") != (count == 0):
+            right = "at least 1" if self.growth != "none" else "0, or have a policy of growth"
+            raise ValueError(
+                f"initial_workers = {count} with growth = {self.growth!r}: must be {right}"
+            )
+        for item in dataclasses.fields(self):
+            policy, value = item.metadata["growth"], getattr(self, item.name)
+            if policy not in ("", self.growth) and value != item.default:
+                raise ValueError(
+                    f"{item.name} = {value!r} with growth = {self.growth!r}: must be"
+                    f" {item.default!r}, or growth = {policy!r}"
+                )
+        if max(count, *self.growth_workers, 0) > most:
+            raise ValueError(
+                f"initial_workers = {count}, growth_workers = {list(self.growth_workers)} with"
+                f" num_workers = {most}: must be at most that many"
+            )
+        steps = self.growth_steps
+        if self.growth == "schedule" and not steps or len(steps) != len(self.growth_workers):
+            raise ValueError(
+                f"growth_steps = {list(steps)} with growth_workers = {list(self.growth_workers)}:"
+                " must be equally many, and at least one for growth = 'schedule'"
+            )
+        for name in "growth_steps", "growth_durations":
+            numbers = getattr(self, name)
+            if list(numbers) != sorted(set(numbers)):
+                raise ValueError(f"{name} = {list(numbers)}: must rise from number to number")
+        if 0 < self.max_staleness <= self.growth_max_staleness:
+            raise ValueError(
+                f"growth_max_staleness = {self.growth_max_staleness} with max_staleness ="
+                f" {self.max_staleness}, beyond which gradients are dropped: must be less"
+            )
+
     def _check_genkidama(self) -> None:
         for name, right, why in (
+            ("growth", "none", "groups are made at the start"),
+            ("max_staleness", 0, "groups send parameters, which mixing takes however old"),
+            ("staleness_scaled_rate", False, "groups send parameters, which mixing does not scale"),
             ("envs_per_worker", 1, "a group meets at the end of its members' episodes"),
             ("learning_rate_schedule", "constant", "workers do not know the run's step"),
         ):
@@ -283,7 +389,7 @@ def config_from_json(text: str) -> Config:
 def _checked(item: dataclasses.Field, value: Any) -> Any:
     """Return ``value`` in its field's type; ValueError names field, value and what is right."""
     if item.type == tuple[int, ...]:
-        if not isinstance(value, (list, tuple)) or not value:
+        if not isinstance(value, (list, tuple)) or not (value or not item.default):
             raise ValueError(
                 f"{item.name} = {value!r}: must be a list of whole numbers, like [128, 128]"
             )

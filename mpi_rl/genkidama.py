@@ -47,7 +47,7 @@ def work(
     group.meet()
     agent.reset()
     scratch, push_s, wait_s, cpu = np.zeros_like(group.params), 0.0, 0.0, process_time()
-    while reply["command"] != Command.STOP:
+    while reply["command"] == Command.CONTINUE:
         version, played = reply["version"], _Played()
         while True:
             if played.updates_of_episode % config.pull_period == 0:

@@ -9,6 +9,8 @@ from mpi_rl.lock import is_locked
 from mpi_rl.runfile import STATUSES, Run, read_runs
 from mpi_rl.timing import advice, in_words, server_load, shares
 
+_MOVES = "kind", "worker_id", "step"
+
 
 def verify_run(path: str | Path) -> list[str]:
     """Return what is wrong with a run file or a collected one, its checksums included."""
@@ -143,6 +145,7 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
                 f" {', '.join(sorted(set(workers['node'])))}; mean staleness {staleness:.2f}"
                 " updates"
             ),
+            *_growth(run),
             *_groups(run),
             *_evaluations(run),
             f"  time       {in_words(shares(worker_s), server_load(server_s))}",
@@ -154,6 +157,31 @@ def _paragraph(run: Run, name: str, locked: bool) -> str:
             ),
         ]
     )
+
+
+def _growth(run: Run) -> list[str]:
+    """Return when workers came and went, and what was too stale, if any."""
+    config, events = config_from_json(run.attributes["config"]), run.tables["events"]
+    lines = []
+    if config.growth != "none":
+        moves = np.isin(events["kind"], ("join", "leave"))
+        moves &= events["worker_id"] >= config.initial_workers
+        told = [
+            f"{kind} {worker} at step {step:,}"
+            for kind, worker, step in zip(*(events[key][moves] for key in _MOVES))
+        ]
+        shown = told if len(told) <= 6 else [*told[:3], f"{len(told) - 6} more", *told[-3:]]
+        lines.append(
+            f"  growth     {config.growth}, {config.initial_workers} workers at first;"
+            f" {', '.join(shown) or 'nobody came or left'}"
+        )
+    if dropped := run.tables["workers"]["num_dropped"].sum():
+        pushes = dropped + run.attributes["version"]
+        lines.append(
+            f"  dropped    {dropped:,} of {pushes:,} gradients, more than {config.max_staleness}"
+            " updates old"
+        )
+    return lines
 
 
 def _groups(run: Run) -> list[str]:

@@ -32,6 +32,7 @@ _COUNTS = (
     "num_episodes",
     "num_updates",
     "num_pushes",
+    "num_dropped",
     "num_conflicts",
     "num_torn_pulls",
 )
@@ -50,8 +51,8 @@ class Snapshot(NamedTuple):
 class Recorder:
     """The record of one run, kept in memory and written whole by ``write``.
 
-    ``params``, (P,), and ``statistics``, the update rule's, are the server's own and change while
-    it learns; ``resume`` sets them to what the file holds.
+    ``params``, (P,), ``statistics``, the update rule's, and ``growth_state``, the policy's, are the
+    server's own and change while it learns; ``resume`` sets them to what the file holds.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Recorder:
         places: list[tuple[str, str]],
         params: np.ndarray,
         statistics: dict[str, np.ndarray],
+        growth_state: np.ndarray,
     ) -> None:
         """Start an empty record; of each worker, its group, and its place: node and transport."""
         num_workers = len(places)
@@ -78,7 +80,7 @@ class Recorder:
             "started": utc_now(),
         }
         self.step = self.version = 0
-        self._params, self._statistics = params, statistics
+        self._params, self._statistics, self._growth_state = params, statistics, growth_state
         self._tables = {name: Table(name) for name in ("episodes", "intervals", "events")}
         self._counts = [[0] * len(_COUNTS) for _ in places]
         self._first_push = np.zeros(num_workers)
@@ -93,7 +95,8 @@ class Recorder:
         self._rng_states = np.zeros((num_workers, 6), np.uint64)
         self._elapsed_s, self._clock_started = 0.0, monotonic()
         self._last_write = monotonic()
-        self._joined: set[int] = set()
+        self._active: set[int] = set()  # have joined, and were not parked again
+        self._has_begun = False
 
     # --- Time
 
@@ -115,38 +118,45 @@ class Recorder:
 
     def join(self, worker: int, rng_state: np.ndarray) -> np.ndarray | None:
         """Note that ``worker`` starts, with a fresh random stream; return the saved one, if any."""
-        if not self._joined:
+        if not self._has_begun:
             self.start_clock()
-        self._joined.add(worker)
+        self._has_begun = True
+        self._active.add(worker)
         self.event("join", worker)
         if self._rng_states[worker].any():
             return self._rng_states[worker]
         self._rng_states[worker] = rng_state
         return None
 
+    def leave(self, worker: int) -> None:
+        """Note that ``worker`` is parked; the episode that it was at is not recorded."""
+        self._active.remove(worker)
+        self.event("leave", worker)
+
     def push(
         self,
         worker: int,
         header: np.void,
         learning_rate: float,
-        num_active_workers: int,
-        is_report: bool = False,
+        is_gradient: bool = True,
+        is_dropped: bool = False,
     ) -> None:
-        """Record what ``worker`` has done and sent as ``header``, an update of the parameters too.
+        """Record what ``worker`` has done and sent as ``header``.
 
-        With ``is_report`` they have not changed.
+        Unless it is no gradient (nor parameters), or was dropped, the parameters have changed.
         """
-        staleness = 0 if is_report else self.version - int(header["version"])
+        is_update = is_gradient and not is_dropped
+        staleness = self.version - int(header["version"]) if is_update else 0
         steps, count = int(header["num_steps"]), int(header["num_episodes"])
         self.step += steps
         counts = self._counts[worker]
-        more = steps, count, header["num_updates"], not is_report
+        more = steps, count, 0 if is_dropped else header["num_updates"], is_update, is_dropped
         for i, number in enumerate((*more, header["num_conflicts"], header["num_torn_pulls"])):
             counts[i] += int(number)
         self._first_push[worker] = self._first_push[worker] or time()
         self._worker_s[worker] += header["phase_s"]
         self._rng_states[worker] = header["rng_state"]
-        if not is_report:
+        if is_update:
             self.version += 1
             self._count_staleness(worker, staleness)
         wall_time_s = self.wall_time_s()
@@ -165,17 +175,17 @@ class Recorder:
         interval[-2:] = max(interval[-2], staleness), learning_rate
         period = self._settings["interval_period_steps"]
         if self.step // period > (self.step - steps) // period:
-            self._end_interval(num_active_workers)
+            self._end_interval()
         period = self._settings["snapshot_period_steps"]
         updates = self._settings["snapshot_period_updates"]
         if (period and self.step // period > (self.step - steps) // period) or (
-            updates and not is_report and self.version % updates == 0
+            updates and is_update and self.version % updates == 0
         ):
             self._periodic.append(self._snapshot("periodic"))
 
     def serve_time(self, phase: str, seconds: float) -> None:
         """Add to the seconds that the server has spent in a phase of /timing/server."""
-        if self._joined:  # before that, ranks are starting
+        if self._has_begun:  # before that, ranks are starting
             self._server_s[phase] += seconds
 
     def _count_staleness(self, worker: int, staleness: int) -> None:
@@ -184,7 +194,7 @@ class Recorder:
             self._staleness = np.pad(self._staleness, ((0, 0), (0, missing)))
         self._staleness[worker, staleness] += 1
 
-    def _end_interval(self, num_active_workers: int) -> None:
+    def _end_interval(self) -> None:
         *sums, pushes, step, version, began_s, staleness_max, learning_rate = self._interval
         wall_time_s, count = self.wall_time_s(), self.version - version
         seconds = max(wall_time_s - began_s, 1e-9)
@@ -197,7 +207,7 @@ class Recorder:
             learning_rate=learning_rate,
             staleness_mean=staleness / count if count else math.nan,
             staleness_max=int(staleness_max),
-            num_active_workers=num_active_workers,
+            num_active_workers=self.num_active_workers,
             updates_per_s=count / seconds,
             steps_per_s=(self.step - step) / seconds,
             **means,
@@ -230,6 +240,11 @@ class Recorder:
         """Episodes finished so far."""
         return len(self._tables["episodes"])
 
+    @property
+    def num_active_workers(self) -> int:
+        """Workers that have joined and were not parked again."""
+        return len(self._active)
+
     def spent(self) -> float:
         """Return the share of the budget that is spent; 1 or more: all of it."""
         return spent(self._settings, self.step, self.num_episodes)
@@ -243,7 +258,7 @@ class Recorder:
         counts = self._staleness.sum(axis=0)
         return float(np.arange(len(counts)) @ counts / max(1, counts.sum()))
 
-    def moment(self, num_active_workers: int) -> Moment:
+    def moment(self) -> Moment:
         """Return what a person is shown of the run as it stands."""
         return Moment(
             self.step,
@@ -253,7 +268,7 @@ class Recorder:
             self.num_episodes,
             self.mean_return(),
             self.mean_staleness(),
-            num_active_workers,
+            self.num_active_workers,
             len(self._places),
             shares(self._worker_times()),
             server_load(self._server_times()),
@@ -278,7 +293,7 @@ class Recorder:
     def finish(self, status: str) -> None:
         """Write the record with its final ``status``; a complete run may end in mid-interval."""
         if status == "complete" and self._interval[-6]:
-            self._end_interval(len(self._places))
+            self._end_interval()
         self.event(status)
         self.write(status)
 
@@ -317,6 +332,7 @@ class Recorder:
             "params": self._params,
             "rng_states": self._rng_states,
             "interval": np.array(self._interval),
+            "growth": self._growth_state,
             **{f"update_rule/{name}": values for name, values in self._statistics.items()},
         }
 
@@ -341,6 +357,8 @@ class Recorder:
                 self._best = snapshot
         self._params[:] = state["params"]
         self._rng_states[:], self._interval = state["rng_states"], state["interval"].tolist()
+        if "growth" in state:
+            self._growth_state[:] = state["growth"]
         for name, values in self._statistics.items():
             values[:] = state[f"update_rule/{name}"]
         self.start_clock()

@@ -31,7 +31,8 @@ import numpy as np
 SCHEMA = "mpi_rl run"
 COLLECTION_SCHEMA = "mpi_rl collection"
 BENCH_SCHEMA = "mpi_rl bench"
-SCHEMA_VERSION = 4  # of all; since 4 workers have groups and pushes
+SCHEMA_VERSION = 5  # of all; since 4 workers have groups and pushes, since 5 num_dropped
+OLDEST_VERSION = 4  # that can be read: columns which came later are zeros
 REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
@@ -78,6 +79,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = (
             "num_episodes": ("q", "1"),
             "num_updates": ("q", "updates"),  # made of its gradients
             "num_pushes": ("q", "updates"),  # to the server's parameters; genkidama: exchanges
+            "num_dropped": ("q", "updates"),  # pushes that were too stale
             # Updates of the group's parameters while another member made one; pulls likewise.
             "num_conflicts": ("q", "updates"),
             "num_torn_pulls": ("q", "1"),
@@ -348,7 +350,8 @@ def _opened(path: str | Path) -> Iterator[h5py.File]:
                     f"{path}: an HDF5 file, but not a run file: its schema is {schema!r}, not"
                     f" {SCHEMA!r}"
                 )
-            if (version := file.attrs["schema_version"]) != SCHEMA_VERSION:
+            version = file.attrs["schema_version"]
+            if not OLDEST_VERSION <= version <= SCHEMA_VERSION:
                 newer = version > SCHEMA_VERSION
                 raise ValueError(
                     f"{path}: schema version {version} is {'newer' if newer else 'older'} than this"
@@ -371,10 +374,7 @@ def _read(name: str, group: h5py.Group, with_state: bool = False) -> Run:
     if absent:
         raise ValueError(f"{name}: a damaged run file: without {', '.join(absent)}")
     tables = {
-        table: {
-            key: group[table][key].asstr()[:] if code == "s" else group[table][key][:]
-            for key, (code, _) in columns.items()
-        }
+        table: {key: _column(group[table], key, code) for key, (code, _) in columns.items()}
         for table, columns in TABLES.items()
     }
     state = {key: value[()] for key, value in _leaves(group, "state")} if with_state else {}
@@ -384,6 +384,13 @@ def _read(name: str, group: h5py.Group, with_state: bool = False) -> Run:
     }
     params = group["snapshots/params"][:]
     return Run(attributes, tables, group["staleness"][:], params, state, evaluations)
+
+
+def _column(table: h5py.Group, key: str, code: str) -> np.ndarray:
+    """Return a column; zeros where it came later than the file."""
+    if key not in table:
+        return np.zeros(len(next(iter(table.values()))), code)
+    return table[key].asstr()[:] if code == "s" else table[key][:]
 
 
 def _leaves(file: h5py.Group, name: str) -> list[tuple[str, h5py.Dataset]]:

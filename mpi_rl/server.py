@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from mpi_rl.config import Config
+from mpi_rl.growth import Growth, Observed
 from mpi_rl.progress import Progress
 from mpi_rl.recorder import Recorder
 from mpi_rl.runfile import CannotWrite
@@ -32,40 +33,61 @@ def serve(
     recorder: Recorder,
     progress: Progress,
     config: Config,
+    growth: Growth,
     groups: Sequence[int],
     stop_requested: Callable[[], str],
     spin: bool = False,
 ) -> None:
     """Serve until the budget is spent or a stop is requested, and every worker has been told.
 
-    ``groups`` has each worker's group; ``stop_requested`` returns the reason for a stop, '' while
-    there is none. Raises WorkerFailed when a worker reports an exception, and once every worker has
-    been told to stop, or was waited for, what ``_Stop.end`` raises.
+    Workers that ``growth`` does not want are parked: they have said that they are ready, and are
+    answered once it does. ``groups`` has each worker's group; ``stop_requested`` returns the reason
+    for a stop, '' while there is none. Raises WorkerFailed when a worker reports an exception, and
+    once every worker has been told to stop, or was waited for, what ``_Stop.end`` raises.
     """
 
     def show(last: bool = False) -> None:
-        progress.show(recorder.moment(len(active)), last)
+        progress.show(recorder.moment(), last)
 
-    active, backoff, shown = set(range(link.num_workers)), Backoff(spin, link.bell), perf_counter()
+    def is_over() -> bool:
+        return bool(stop.reason) or recorder.spent() >= 1
+
+    # Workers that have not been told to stop, and those of them that wait to be admitted.
+    serving, parked = set(range(link.num_workers)), set[int]()
+    backoff, shown = Backoff(spin, link.bell), perf_counter()
     stop, tell = _Stop(stop_requested, recorder), _Commands(groups)
     stop.save()
     show()  # speed is measured from here on
-    while active:
+    while serving:
         began = perf_counter()
         if stop.look(began):
             link.hurry()
         arrived = link.poll()
         for worker in arrived:
-            rng_state = _take_in(link, worker, update_rule, recorder, config, len(active))
+            if link.header(worker)["kind"] == Kind.READY:
+                parked.add(worker)
+                continue
+            rng_state = _take_in(link, worker, update_rule, recorder, config, growth)
             updated = perf_counter()
-            command = tell(worker, bool(stop.reason) or recorder.spent() >= 1)
+            command = tell(worker, is_over())
             if command == Command.STOP:
-                active.remove(worker)
+                serving.remove(worker)
+            elif worker >= growth.wanted:
+                command = Command.PARK
+                recorder.leave(worker)
             link.reply(worker, recorder.version, command, rng_state)
             replied = perf_counter()
             recorder.serve_time("update", updated - began)
             recorder.serve_time("reply", replied - updated)
             began = replied
+        if parked and (is_over() or min(parked) < growth.wanted):
+            for worker in sorted(parked):
+                if is_over() or worker < growth.wanted:
+                    command = tell(worker, is_over())
+                    if command == Command.STOP:
+                        serving.remove(worker)
+                    parked.remove(worker)
+                    link.reply(worker, recorder.version, command)
         if arrived:
             backoff.reset()
         else:
@@ -80,7 +102,7 @@ def serve(
         if recorder.is_due():
             stop.save()
             recorder.serve_time("write", perf_counter() - now)
-    stop.end(active)
+    stop.end(serving)
     recorder.finish("complete" if recorder.spent() >= 1 else "checkpointed")
     show(last=True)
 
@@ -127,12 +149,12 @@ class _Stop:
             except CannotWrite as error:
                 self._unsaved, self.reason = error, str(error)
 
-    def end(self, active: set[int]) -> None:
-        """Raise WorkersSilent if workers are still ``active``, else CannotWrite; return if fine."""
-        if active:
-            ranks = ", ".join(str(worker + 1) for worker in sorted(active))
-            silent = f"no answer from rank(s) {ranks} in {STOP_PATIENCE_S:.0f} s"
-            raise WorkersSilent(silent) from self._unsaved
+    def end(self, silent: set[int]) -> None:
+        """Raise WorkersSilent if any are still ``silent``, else CannotWrite; return if fine."""
+        if silent:
+            ranks = ", ".join(str(worker + 1) for worker in sorted(silent))
+            text = f"no answer from rank(s) {ranks} in {STOP_PATIENCE_S:.0f} s"
+            raise WorkersSilent(text) from self._unsaved
         if self._unsaved:
             raise self._unsaved
 
@@ -143,7 +165,7 @@ def _take_in(
     update_rule: UpdateRule,
     recorder: Recorder,
     config: Config,
-    num_active_workers: int,
+    growth: Growth,
 ) -> np.ndarray | None:
     """Apply and record what ``worker`` sent, and make the newest parameters its reply.
 
@@ -159,8 +181,30 @@ def _take_in(
         recorder.step, config.learning_rate, config.learning_rate_schedule, config.total_steps
     )
     is_report = header["kind"] == Kind.REPORT
-    if not is_report:
+    staleness = 0 if is_report else recorder.version - int(header["version"])
+    is_dropped = 0 < config.max_staleness < staleness
+    if is_dropped:
+        np.copyto(link.params(worker), update_rule.start(worker))
+    elif not is_report:
+        if config.staleness_scaled_rate:
+            learning_rate /= max(1, staleness)
         scale = clipping(float(header["grad_norm"]), config.max_grad_norm)
         update_rule(link.grads(worker), link.params(worker), learning_rate, scale, worker)
-    recorder.push(worker, header, learning_rate, num_active_workers, is_report)
+    recorder.push(worker, header, learning_rate, not is_report, is_dropped)
+    if config.growth != "none":
+        growth.observe(_observed(recorder, header, config, staleness, is_dropped))
     return None
+
+
+def _observed(
+    recorder: Recorder, header: np.void, config: Config, staleness: int, is_dropped: bool
+) -> Observed:
+    """Return what a policy of growth is told of a push."""
+    steps = int(header["num_steps"])
+    unit = 1.0
+    if config.growth_unit == "seconds":  # that a step of one environment took its worker
+        unit = float(header["phase_s"][:-1].sum()) * config.envs_per_worker / steps
+    durations = unit * header["episode_lengths"][: header["num_episodes"]]
+    learned = 0 if is_dropped else steps
+    active, wall_time_s = recorder.num_active_workers, recorder.wall_time_s()
+    return Observed(recorder.step, wall_time_s, active, learned, staleness, durations)

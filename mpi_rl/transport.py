@@ -29,6 +29,7 @@ from mpi_rl.bell import Bell
 SERVER = 0  # its rank; worker w (0-based) is rank w + 1
 SLEEP_FIRST_S, SLEEP_LAST_S = 20e-6, 1e-3
 BELL_S = 20e-3  # between two looks of who relies on a bell
+PARKED_S, PARKED_BELL_S = 50e-3, 0.5  # likewise of who is parked, without and with a bell
 FAILURE_WAIT_S = 4.0  # a failed worker gives the server this long to save the run and end all ranks
 _ALIGNMENT = (
     1024  # of a slot's vectors: whole cache lines, and apart in their pages like the server's
@@ -49,7 +50,11 @@ class Kind(enum.IntEnum):
     JOIN = 0  # ready to start: send parameters
     PUSH = 1  # here is a gradient, or a group's parameters
     REPORT = 3  # here is only what was done; no parameters are wanted
+    READY = 4  # parked until the server answers; no parameters are wanted
     FAILED = 2  # an exception ended this worker
+
+
+WITHOUT_PARAMS = (Kind.REPORT, Kind.READY)  # and without their reply's
 
 
 class Command(enum.IntEnum):
@@ -57,6 +62,7 @@ class Command(enum.IntEnum):
 
     CONTINUE = 0
     STOP = 1
+    PARK = 2  # leave, and be ready again
 
 
 REPLY = np.dtype(
@@ -108,13 +114,16 @@ class Backoff:
     """Ever longer sleeps, SLEEP_FIRST_S to SLEEP_LAST_S; none at all with ``spin``.
 
     A ``bell`` ends them early. If it can be trusted, they last BELL_S; but what has rung may take
-    another look or two to arrive, so after a ring they are short again.
+    another look or two to arrive, so after a ring they are short again. Who ``parks`` has all the
+    time in the world.
     """
 
-    def __init__(self, spin: bool = False, bell: Bell | None = None) -> None:
-        self._spin, self._bell = spin, bell
-        trusts = bell is not None and bell.is_trusted
-        self._first, self._last = (BELL_S, BELL_S) if trusts else (SLEEP_FIRST_S, SLEEP_LAST_S)
+    def __init__(self, spin: bool = False, bell: Bell | None = None, parks: bool = False) -> None:
+        self._spin, self._bell = spin and not parks, bell
+        self._first, self._last = SLEEP_FIRST_S, PARKED_S if parks else SLEEP_LAST_S
+        if bell is not None and bell.is_trusted:
+            self._last = PARKED_BELL_S if parks else BELL_S
+            self._first = BELL_S
         self._pause = self._first
 
     def sleep(self) -> None:
@@ -133,9 +142,11 @@ class Backoff:
         self._pause = self._first
 
 
-def wait_until(done: Callable[[], object], spin: bool = False, bell: Bell | None = None) -> None:
+def wait_until(
+    done: Callable[[], object], spin: bool = False, bell: Bell | None = None, parks: bool = False
+) -> None:
     """Call ``done`` until it is true, with a ``Backoff`` in between."""
-    backoff = Backoff(spin, bell)
+    backoff = Backoff(spin, bell, parks)
     while not done():
         backoff.sleep()
 
@@ -239,6 +250,7 @@ class WorkerLink(_Link):
         slot = Slot(num_params, max_episodes, memory, dtype)
         self.reply, self.params, self.header, self.grads = slot.views()
         self._spin, self.header["worker"] = spin, comm.rank - 1
+        self.reply["command"] = Command.CONTINUE
         down, up = slot.messages(self._near)
         self._push = comm.Send_init([up, MPI.BYTE], SERVER, Tag.PUSH)
         self._report: MPI.Prequest | None = None
@@ -250,11 +262,11 @@ class WorkerLink(_Link):
     def push(self) -> None:
         """Send the header (and grads); both belong to the link until ``pull`` returns.
 
-        A REPORT is the header alone, and its reply brings no params.
+        A REPORT or READY is the header alone, and its reply brings no params.
         """
         if not self._near:
-            is_report = self.header["kind"] == Kind.REPORT
-            self._requests[0] = self._reporting() if is_report else self._push
+            is_small = self.header["kind"] in WITHOUT_PARAMS
+            self._requests[0] = self._reporting() if is_small else self._push
         self._sync()
         MPI.Prequest.Startall(self._requests)
         if self.bell:
@@ -266,11 +278,19 @@ class WorkerLink(_Link):
             self._report = self._comm.Send_init(message, SERVER, Tag.PUSH)
         return self._report
 
-    def pull(self) -> np.void:
+    def pull(self, parks: bool = False) -> np.void:
         """Wait for the answer to the push, the reply (and params), and return the reply."""
-        wait_until(lambda: MPI.Request.Testall(self._requests), self._spin, self.bell)
+        wait_until(lambda: MPI.Request.Testall(self._requests), self._spin, self.bell, parks)
         self._sync()
         return self.reply
+
+    def is_admitted(self) -> bool:
+        """Say, parked until then, whether the server wants this worker to work, or to stop."""
+        if self.reply["command"] != Command.STOP:
+            self.header["kind"] = Kind.READY
+            self.push()
+            self.pull(parks=True)
+        return bool(self.reply["command"] == Command.CONTINUE)
 
     def is_hurried(self) -> bool:
         """Say whether the server wants a push now, not only when it is due."""
@@ -362,8 +382,8 @@ class ServerLink(_Link):
         """Answer the worker's push with its ``params``; STOP is a worker's last answer."""
         slot, resumed = self._slots[worker], rng_state is not None
         slot.reply[0] = (version, command, resumed, rng_state if resumed else 0)
-        is_report = slot.header["kind"][0] == Kind.REPORT
-        self._sends[worker] = self._answering(worker) if is_report else self._replies[worker]
+        is_small = slot.header["kind"][0] in WITHOUT_PARAMS
+        self._sends[worker] = self._answering(worker) if is_small else self._replies[worker]
         if command != Command.STOP:
             self._receives[worker].Start()
         self._sync()

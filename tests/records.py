@@ -45,7 +45,9 @@ def header(version=0, num_steps=50, returns=(), lengths=(), **values):
     return record
 
 
-def recorder(path, workers=2, params=None, statistics=None, groups=None, **settings):
+def recorder(
+    path, workers=2, params=None, statistics=None, groups=None, growth_state=None, **settings
+):
     """A recorder of a made-up run."""
     from mpi_rl.recorder import Recorder
 
@@ -65,4 +67,5 @@ def recorder(path, workers=2, params=None, statistics=None, groups=None, **setti
     places = [("here", "window")] * workers
     settings = {**SETTINGS, **settings}
     groups = groups or range(workers)
-    return Recorder(path, attributes, settings, groups, places, params, statistics or {})
+    state = np.zeros(1) if growth_state is None else growth_state
+    return Recorder(path, attributes, settings, groups, places, params, statistics or {}, state)

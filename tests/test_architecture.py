@@ -34,6 +34,7 @@ ROWS = {
     "returns": 1,
     "updates": 1,
     "transport": 1,
+    "growth": 1,
     "lock": 1,
     "runfile": 1,
     "progress": 1,

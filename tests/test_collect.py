@@ -30,7 +30,7 @@ def run_file(folder, index, status="complete", **changes):
     record = recorder(folder / f"{index}.h5", **settings)
     record.attributes.update(index=index, env_spec=env_spec(settings).to_json())
     for number in range(2):
-        record.push(number, header(version=number, returns=[index], lengths=[20]), 0.1, 2)
+        record.push(number, header(version=number, returns=[index], lengths=[20]), 0.1)
     record.finish(status)
 
 

@@ -24,7 +24,6 @@ def make_run(path, seed=1, slope=1.0, **settings):
             number % 2,
             header(version=number, returns=[slope * number + rng.normal()], lengths=[50]),
             0.1,
-            2,
         )
     record.write("checkpointed")
     return read_run(path)

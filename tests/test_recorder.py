@@ -20,7 +20,6 @@ def push(record, count, first=0):
                 rng_state=np.arange(6) + number,
             ),
             0.1,
-            2,
         )
 
 
@@ -37,7 +36,7 @@ def test_intervals_hold_means_over_their_updates(tmp_path):
 def test_an_interval_may_have_reports_only(tmp_path):
     record = recorder(tmp_path / "run.h5")
     for _ in range(4):
-        record.push(0, header(num_steps=30, policy_loss=5), 0.1, 2, is_report=True)
+        record.push(0, header(num_steps=30, policy_loss=5), 0.1, is_gradient=False)
     record.write()
     intervals = read_run(record.path).tables["intervals"]
     assert intervals["step"].tolist() == [120] and intervals["version"].tolist() == [0]
@@ -53,7 +52,7 @@ def test_staleness_is_the_version_at_application_less_the_version_pulled(tmp_pat
         (0, 1),
         (1, 2),
     ):  # versions when applied: 0, 1, 2, 3, 4
-        record.push(worker, header(version=pulled), 0.1, 3)
+        record.push(worker, header(version=pulled), 0.1)
     record.write()
     assert read_run(record.path).staleness.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 1]]
     assert record.mean_staleness() == (0 + 1 + 2 + 2 + 2) / 5
@@ -64,16 +63,20 @@ def test_a_resumed_record_equals_an_uninterrupted_one(tmp_path):
         return {"moment": np.zeros(3, np.float32)}
 
     whole = recorder(tmp_path / "whole.h5", statistics=statistics())
+    whole.join(1, np.zeros(6, np.uint64))
     push(whole, 20)
     whole.write()
     half_statistics = statistics()
-    half = recorder(tmp_path / "half.h5", statistics=half_statistics)
+    half = recorder(tmp_path / "half.h5", statistics=half_statistics, growth_state=np.ones(2))
+    half.join(1, np.zeros(6, np.uint64))
     push(half, 11)  # in mid-interval
     half_statistics["moment"][:] = 7
     half.write("checkpointed")
     params, restored = np.zeros(3, np.float32), statistics()
-    again = recorder(half.path, params=params, statistics=restored)
+    wanted = np.zeros(2)
+    again = recorder(half.path, params=params, statistics=restored, growth_state=wanted)
     again.resume()
+    assert wanted.tolist() == [1, 1]
     assert params.tolist() == [0, 1, 2] and restored["moment"].tolist() == [7, 7, 7]
     np.testing.assert_array_equal(again.join(1, np.zeros(6, np.uint64)), np.arange(6) + 9)
     push(again, 9, first=11)
@@ -89,7 +92,7 @@ def test_a_resumed_record_equals_an_uninterrupted_one(tmp_path):
     for name in ("timing/worker",):
         np.testing.assert_allclose(one.tables[name]["learn"], other.tables[name]["learn"])
     assert other.attributes["restart_count"] == 1
-    assert other.tables["events"]["kind"].tolist() == [RESUMED, "join"]
+    assert other.tables["events"]["kind"].tolist() == ["join", RESUMED, "join"]
     assert verify_run(half.path) == []
 
 
@@ -110,7 +113,7 @@ def test_best_and_last_snapshots_are_kept(tmp_path):
     for number in range(200):
         params[:] = number
         value = 100 - abs(number - 120)
-        record.push(0, header(version=number, returns=[value], lengths=[20]), 0.1, 1)
+        record.push(0, header(version=number, returns=[value], lengths=[20]), 0.1)
     record.finish("complete")
     run = read_run(record.path)
     snapshots = run.tables["snapshots"]

@@ -17,7 +17,6 @@ def path(tmp_path):
                 version=max(0, push - push % 2), num_steps=50, returns=[push, -push], lengths=[5, 7]
             ),
             0.1,
-            2,
         )
     made.write("checkpointed")
     return made.path

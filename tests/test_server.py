@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mpi_rl.config import Config
+from mpi_rl.growth import growth
 from mpi_rl.progress import Progress
 from mpi_rl.runfile import CannotWrite, read_run
 from mpi_rl.server import WorkerFailed, WorkersSilent, serve
@@ -72,6 +73,10 @@ class Hours:
         return self.now
 
 
+def all_of(link):
+    return growth(dataclasses.asdict(CONFIG), link.num_workers)
+
+
 def run(tmp_path, link, stop_requested=lambda: ""):
     params = np.zeros(2, np.float32)
     applied = []
@@ -86,8 +91,9 @@ def run(tmp_path, link, stop_requested=lambda: ""):
             reply[:] = params
 
     record = recorder(tmp_path / "run.h5", link.num_workers, params, **dataclasses.asdict(CONFIG))
+    groups = range(link.num_workers)
     with Progress("test") as progress:
-        serve(link, Rule(), record, progress, CONFIG, range(link.num_workers), stop_requested)
+        serve(link, Rule(), record, progress, CONFIG, all_of(link), groups, stop_requested)
     return params, applied, record
 
 
@@ -109,7 +115,7 @@ def test_members_of_a_group_start_with_its_parameters(tmp_path):
     rule.statistics["group_params"][:] = [[1, 2], [3, 4]]  # as a resumed run has them
     record = recorder(tmp_path / "run.h5", 4, params, rule.statistics, [0, 0, 1, 1])
     with Progress("test") as progress, pytest.raises(StopIteration):
-        serve(link, rule, record, progress, CONFIG, [0, 0, 1, 1], lambda: "")
+        serve(link, rule, record, progress, CONFIG, all_of(link), [0, 0, 1, 1], lambda: "")
     sent = [reply[1].tolist() for reply in link.replies]
     assert sent == [[1, 2], [1, 2], [3, 4], [3, 4]]
 
@@ -137,7 +143,7 @@ def test_serving_allocates_nothing_of_the_parameters_size(tmp_path, update_rule)
     rule = make_update_rule(settings, params, 1)
     record = recorder(tmp_path / "run.h5", 1, params, rule.statistics, **settings)
     with Progress("test") as progress:
-        serve(link, rule, record, progress, config, [0], lambda: "")
+        serve(link, rule, record, progress, config, all_of(link), [0], lambda: "")
     assert 0 < link.peak < params.nbytes / 10
     np.testing.assert_array_equal(link._params[0], params)  # the reply, without a copy of its own
 
@@ -170,6 +176,84 @@ def test_a_requested_stop_drains_every_worker_and_saves(tmp_path):
 
 def record_count(link):
     return len(link.replies)
+
+
+class GrowingLink(ScriptedLink):
+    """Workers that are ready before they join, and again once they were parked."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._headers = [header(kind=Kind.READY) for _ in range(self.num_workers)]
+
+    def reply(self, worker, version, command, rng_state=None):
+        kind = self._headers[worker]["kind"]
+        super().reply(worker, version, command, rng_state)
+        if kind == Kind.READY:
+            self._headers[worker] = header(kind=Kind.JOIN, rng_state=np.arange(1, 7) + worker)
+        if command == Command.PARK:
+            self._headers[worker] = header(kind=Kind.READY)
+
+
+def run_growing(tmp_path, order, workers, stop_requested=lambda: "", **settings):
+    config = dataclasses.replace(CONFIG, num_workers=workers, **settings)
+    values, params = dataclasses.asdict(config), np.zeros(2, np.float32)
+    link, rule = GrowingLink(workers, order), make_update_rule(values, params, workers)
+    policy = growth(values, workers)
+    path, state = tmp_path / "run.h5", policy.state
+    record = recorder(path, workers, params, rule.statistics, growth_state=state, **values)
+    with Progress("test") as progress:
+        serve(link, rule, record, progress, config, policy, range(workers), stop_requested)
+    return link, read_run(path)
+
+
+GROWING = dict(growth="schedule", initial_workers=1, growth_steps=(30, 60), growth_workers=(3, 2))
+
+
+def test_parked_workers_are_answered_when_they_are_wanted_and_leave_when_they_are_not(tmp_path):
+    order = [[0, 1, 2]] + [[0]] * 3  # ready; worker 0 joins and pushes twice
+    order += [[], [0], [1, 2], [1, 2]]  # at 30 steps 1 and 2 are admitted; they join and push
+    order += [[0], [2], [1], [2], [0], [0], [1]]  # at 60 steps 2 is parked, to the end
+    link, run = run_growing(tmp_path, order, 3, **GROWING)
+    told = [(worker, command.name) for worker, _, _, command in link.replies]
+    assert told[:7] == [(0, "CONTINUE")] * 5 + [(1, "CONTINUE"), (2, "CONTINUE")]
+    assert told[12] == (2, "PARK") and told[-3:] == [(0, "STOP"), (2, "STOP"), (1, "STOP")]
+    events = run.tables["events"]
+    moves = [event for event in zip(events["kind"], events["worker_id"]) if event[1] >= 0]
+    assert moves == [("join", 0), ("join", 1), ("join", 2), ("leave", 2)]
+    assert run.tables["workers"]["num_steps"].sum() == run.attributes["step"] == 110
+
+
+def test_a_stop_ends_parked_workers_too(tmp_path):
+    asked = iter([""] * 3 + ["SIGTERM"] * 100)
+    order = [[0, 1], [0], [0], [], [0], [2]]  # rank 3 is ready only after the stop
+    link, run = run_growing(tmp_path, order, 3, lambda: next(asked), **GROWING)
+    stopped = [worker for worker, _, _, command in link.replies if command == Command.STOP]
+    assert stopped == [1, 0, 2] and run.attributes["status"] == "checkpointed"
+
+
+def test_gradients_that_are_too_old_are_dropped_and_counted(tmp_path):
+    order = [[0, 1, 2], [0, 1, 2], [0], [0], [0], [1], [1], [2], [1], [0], [1], [2], [0], [1]]
+    settings = dict(max_staleness=2, learning_rate=1.0, learning_rate_schedule="constant")
+    link, run = run_growing(tmp_path, order, 3, **settings)
+    workers = run.tables["workers"]
+    # Worker 1's first gradient was 3 updates old, worker 2's 4 and 3.
+    assert workers["num_dropped"].tolist() == [0, 1, 2]
+    assert run.staleness.tolist() == [[3, 1, 1], [2, 2, 0], [0, 0, 0]]
+    assert run.attributes["version"] == workers["num_pushes"].sum() == 9
+    assert run.attributes["step"] == 120  # also what was dropped was played
+    dropped = [reply for reply in link.replies if reply[0] == 1][2]
+    assert dropped[1].tolist() == [-3, -3]  # the newest parameters all the same
+
+
+def test_the_step_size_is_divided_by_the_staleness(tmp_path):
+    order = [[0, 1, 2], [0, 1, 2], [0], [0], [1], [2], [0], [1], [2]]
+    settings = dict(staleness_scaled_rate=True, learning_rate_schedule="constant", total_steps=50)
+    link, run = run_growing(tmp_path, order, 3, **settings)
+    # The gradients, of ones, were 0, 0, 2, 3, 2, 2 and 2 updates old.
+    assert run.staleness.tolist() == [[2, 0, 1, 0], [0, 0, 2, 0], [0, 0, 1, 1]]
+    steps = [1, 1, 1 / 2, 1 / 3, 1 / 2, 1 / 2, 1 / 2]
+    params = [reply[1][0] for reply in link.replies[-7:]]
+    np.testing.assert_allclose(params, -np.cumsum(steps), rtol=1e-6)
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path):
