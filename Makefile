@@ -34,6 +34,7 @@ check: $(READY)
 $(READY): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard mpi_rl/*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(MPI),test]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps flappy-bird-gymnasium
 	touch $@
 
 clean:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mpi_rl.transport import WorkerLink
 
 LIBRARIES = ("mpi_rl", "mpi4py", "torch", "numpy", "gymnasium", "Box2D", "ale-py", "h5py")
+OPTIONAL_LIBRARIES = ("flappy-bird-gymnasium", "pygame-ce")
 SLURM_NAMES = (
     "SLURM_JOB_ID",
     "SLURM_ARRAY_JOB_ID",
@@ -388,11 +389,14 @@ def _print_traceback(rank: int) -> None:
 
 def _origin(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> dict[str, Any]:
     """Return what the run file says about where the run comes from."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     from mpi4py import MPI
 
     versions = {name: version(name) for name in LIBRARIES}
+    for name in OPTIONAL_LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     slurm = {name: value for name, value in os.environ.items() if name in SLURM_NAMES}
     return {
         "job": plan.options.job,

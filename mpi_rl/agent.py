@@ -13,7 +13,9 @@ from mpi_rl.envs import EnvSpec, make_envs
 from mpi_rl.losses import Losses, actor_critic_loss
 from mpi_rl.mlp import Mlp
 from mpi_rl.networks import Network, NetworkSpec
-from mpi_rl.returns import n_step_returns
+from mpi_rl.returns import n_step_returns, standardized
+
+NOISE_STEPS = 256  # that noise is drawn for at once; an episode may be much shorter than n_steps
 
 
 @dataclass
@@ -116,19 +118,18 @@ class Agent:
         """Play n_steps in every environment; a single one stops at its episode's end (S3)."""
         config, network, logits, actions = self._config, self._network, self._logits, self._actions
         now = perf_counter()
-        noise = self.rng.gumbel(size=logits.shape).astype(np.float32)
-        if config.uniform_action_prob:  # where an action is drawn uniformly, it is sure to win
-            at = np.nonzero(self.rng.random(actions.shape) < config.uniform_action_prob)
-            noise[*at, self.rng.integers(logits.shape[-1], size=len(at[0]))] = math.inf
         observations = self._observations
         self._terminated[:] = self._truncated[:] = False
         ends: list[tuple[int, int]] = []  # (t, e) of every recorded episode's last step
         final_observations = []
         env_s = act_s = 0.0
         for t in range(config.n_steps):
+            if t % NOISE_STEPS == 0:
+                noise = self._noise(min(NOISE_STEPS, config.n_steps - t))
             logits[t] = network.logits(t, observations)
-            # As ``draw`` does, with all noise drawn at once.
-            np.add(noise[t], logits[t], noise[t]).argmax(1, actions[t])
+            # As ``draw`` does, with the noise of many steps drawn at once.
+            row = noise[t % NOISE_STEPS]
+            np.add(row, logits[t], row).argmax(1, actions[t])
             before, now = now, perf_counter()
             act_s += now - before
             result = self._envs.step(actions[t])
@@ -162,6 +163,15 @@ class Agent:
             env_s,
             act_s,
         )
+
+    def _noise(self, num_steps: int) -> np.ndarray:
+        """Return what makes the largest logit a draw, (num_steps, E, num_actions)."""
+        share, (_, envs, num_actions) = self._config.uniform_action_prob, self._logits.shape
+        noise = self.rng.gumbel(size=(num_steps, envs, num_actions)).astype(np.float32)
+        if share:  # where an action is drawn uniformly, it is sure to win
+            at = np.nonzero(self.rng.random((num_steps, envs)) < share)
+            noise[*at, self.rng.integers(num_actions, size=len(at[0]))] = math.inf
+        return noise
 
     def _finish_episodes(
         self, ends: list[tuple[int, int]], length: int
@@ -231,6 +241,8 @@ class Agent:
             last if count == length else np.zeros_like(last),
             self._config.gamma,
         )
+        if self._config.standardize_returns:
+            returns = standardized(returns)
         return values[:count], returns
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from mpi_rl import fused
 if TYPE_CHECKING:
     import ale_py
 
-VECTOR_TASKS = ("CartPole-v1", "LunarLander-v3")
+VECTOR_TASKS = ("CartPole-v1", "LunarLander-v3", "FlappyBird-v0")
 FRAME_SKIP = 4  # emulator frames per step: Mnih et al. 2013 and every study here
 FRAME_STACK, FRAME_SIZE = 4, 84
 COLUMN_TAPS = 4  # of fused.c
@@ -29,7 +29,8 @@ COLUMN_TAPS = 4  # of fused.c
 class EnvSpec:
     """What is played: the same spec, seed and actions give the same episodes.
 
-    The settings of ALE games are kept, and hashed, for the other tasks too.
+    The settings of ALE games are kept, and hashed, for the other tasks too; those with a default,
+    which are younger than the first run files, only where they have another value.
     """
 
     env: str
@@ -41,10 +42,13 @@ class EnvSpec:
     max_episode_frames: int
     observation_shape: tuple[int, ...]
     num_actions: int
+    fixed_pipes: bool = False
 
     def to_json(self) -> str:
         """The spec as canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        young = {item.name: item.default for item in fields(self) if item.default is not MISSING}
+        values = {k: v for k, v in asdict(self).items() if k not in young or v != young[k]}
+        return json.dumps(values, sort_keys=True)
 
     def hash(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal."""
@@ -65,15 +69,9 @@ class StepResult(NamedTuple):
 class VectorTask:
     """E copies of one Gymnasium task with vector observations, stepped one after the other."""
 
-    steps_per_s = 50  # of a person watching in real time
-
     def __init__(self, spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> None:
-        import gymnasium
-
-        self.envs = [
-            gymnasium.make(spec.env, render_mode=render_mode, disable_env_checker=True)
-            for _ in range(num_envs)
-        ]
+        self.envs = [_task(asdict(spec), render_mode) for _ in range(num_envs)]
+        self.steps_per_s = self.envs[0].metadata["render_fps"]  # of a person watching in real time
         self._observations = np.zeros((num_envs, *spec.observation_shape), np.float32)
         self._final_observations = np.zeros_like(self._observations)
         self._rewards = np.zeros(num_envs)
@@ -308,6 +306,17 @@ def _rom(env: str) -> Path:
     return rom
 
 
+def _task(settings: Mapping[str, Any], render_mode: str | None = None) -> Any:
+    """Return one Gymnasium task, or what has its methods."""
+    if settings["env"] == "FlappyBird-v0":
+        from mpi_rl.flappy_bird import FlappyBird
+
+        return FlappyBird(settings["fixed_pipes"], settings["max_episode_frames"], render_mode)
+    import gymnasium
+
+    return gymnasium.make(settings["env"], render_mode=render_mode, disable_env_checker=True)
+
+
 def make_envs(spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> VectorTask | AleGame:
     """Return ``num_envs`` environments of ``spec``; render_mode 'rgb_array' lets them render."""
     return (VectorTask if spec.env in VECTOR_TASKS else AleGame)(spec, num_envs, render_mode)
@@ -321,13 +330,8 @@ def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
     shape: tuple[int, ...]
     env = settings["env"]
     if env in VECTOR_TASKS:
-        import gymnasium
-
-        task = gymnasium.make(env, disable_env_checker=True)
-        assert task.observation_space.shape is not None
-        shape, actions = task.observation_space.shape, task.action_space
-        assert isinstance(actions, gymnasium.spaces.Discrete)
-        num_actions = int(actions.n)
+        task = _task(settings)
+        shape, num_actions = task.observation_space.shape, int(task.action_space.n)
         task.close()
     else:
         import ale_py
@@ -352,6 +356,7 @@ def env_spec(settings: Mapping[str, Any]) -> EnvSpec:
         "fire_reset",
         "life_loss_terminates",
         "max_episode_frames",
+        "fixed_pipes",
     )
     spec = EnvSpec(
         env,

@@ -50,3 +50,14 @@ def n_step_returns(
         backwards = [following := add + times * following for add, times in zip(adds, factors)]
         returns[::-1, e] = backwards
     return returns
+
+
+def standardized(returns: np.ndarray) -> np.ndarray:
+    """Return (R - mean) / deviation of a rollout's returns, (T, E) float32; 0 where all are equal.
+
+    The deck "A3C parallelism vs learning efficiency" does so with each episode's.
+    """
+    deviation = returns.std()
+    if not deviation:
+        return np.zeros_like(returns)
+    return ((returns - returns.mean()) / deviation).astype(returns.dtype)

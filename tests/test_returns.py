@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mpi_rl.returns import n_step_returns
+from mpi_rl.returns import n_step_returns, standardized
 
 
 def returns(
@@ -89,3 +89,11 @@ def test_refuses_shapes_that_disagree():
             np.zeros(1, np.float32),
             0.9,
         )
+
+
+def test_standardized_returns_have_mean_0_and_deviation_1():
+    returns = standardized(np.array([[1], [2], [3], [6]], np.float32))
+    # mean 3, deviation sqrt((4 + 1 + 0 + 9) / 4)
+    np.testing.assert_allclose(returns.ravel(), np.array([-2, -1, 0, 3]) / 3.5**0.5, rtol=1e-6)
+    assert returns.dtype == np.float32
+    assert standardized(np.full((3, 2), 7, np.float32)).tolist() == [[0, 0]] * 3
