@@ -84,7 +84,11 @@ def read(files: Iterable[Path], jobs: Sequence[str]) -> list[Run]:
 
 
 def command(
-    name: str, help: str, jobs: Sequence[str], write: Callable[[list[Run], Path], list[Path]]
+    name: str,
+    help: str,
+    jobs: Sequence[str],
+    write: Callable[[list[Run], Path], list[Path]],
+    folder: str = "genkidama",
 ) -> click.Command:
     """Return a command line that lets ``write`` make tables and figures of runs of ``jobs``."""
 
@@ -93,7 +97,7 @@ def command(
     @click.option(
         "--output",
         type=click.Path(file_okay=False, path_type=Path),
-        default=Path("results", "genkidama"),
+        default=Path("results", folder),
         show_default=True,
     )
     def run(files: tuple[Path, ...], output: Path) -> None:

@@ -1,0 +1,61 @@
+"""Who gets to a score, and when: runs that never do are censored at the end of their budget."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import CensoredData, ecdf, rankdata
+
+from analysis.learning_curves import running_average
+from mpi_rl.runfile import Run
+
+AXES = ("episode", "step", "wall_time_s")
+
+
+def along(run: Run, axis: str) -> np.ndarray:
+    """Return where on one of AXES each episode ended, (N,); its own number for 'episode'."""
+    count = len(run.episodes["step"])
+    return np.arange(1, count + 1) if axis == "episode" else run.episodes[axis]
+
+
+def reached(run: Run, score: float, axis: str, decay: float) -> float:
+    """Return where on ``axis`` the running average of returns first is ``score``; inf if never."""
+    average = running_average(run.episodes["episode_return"], decay)
+    above = np.flatnonzero(average >= score)
+    return float(along(run, axis)[above[0]]) if len(above) else np.inf
+
+
+def ends(run: Run, axis: str) -> float:
+    """Return where on ``axis`` a run ended."""
+    return float(along(run, axis)[-1])
+
+
+def share_over(places: Sequence[float], budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the share of runs that have reached a score rises, and to what.
+
+    That is the Kaplan-Meier estimate: ``places`` are inf for runs that were censored at their
+    ``budgets``.
+    """
+    at, ended = np.asarray(places, float), np.asarray(budgets, float)
+    done = np.isfinite(at)
+    if not done.any():
+        return np.zeros(0), np.zeros(0)
+    found = ecdf(CensoredData(uncensored=at[done], right=ended[~done])).cdf
+    return found.quantiles, found.probabilities
+
+
+def sooner(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Return how likely a run of ``one`` is sooner than one of ``other``, and chance's share.
+
+    Ties, also of those that never get there, count half. The second number is the two-sided p of
+    the exact permutation test of the sum of ranks: of all ways to deal the runs into two groups of
+    these sizes, the share that differs at least as much.
+    """
+    first, second = np.asarray(one, float), np.asarray(other, float)
+    earlier = (first[:, None] < second).mean() + 0.5 * (first[:, None] == second).mean()
+    ranks = rankdata(np.concatenate([first, second]))
+    middle = len(first) * (len(ranks) + 1) / 2
+    off = abs(ranks[: len(first)].sum() - middle)
+    deals = itertools.combinations(ranks.tolist(), len(first))
+    as_far = [abs(sum(deal) - middle) >= off - 1e-9 for deal in deals]
+    return float(earlier), float(np.mean(as_far))

@@ -1,0 +1,207 @@
+"""How fast more workers would be, each on a core of its own: an exact model of their queue.
+
+    python -m analysis.speed_model [FILE...] [--output results/worker_scaling]
+
+A worker spends a while on its own (environment, network, push and the way of the messages), then
+queues at the server for one update and its reply: a closed network of one delay and one queue,
+which mean value analysis (Reiser & Lavenberg 1980) solves exactly for any number of workers, if
+the server's times are taken as exponential. What both take is measured in runs with one worker;
+FILEs are those of jobs/speed.toml, single or collected, whose runs with two workers, each of which
+has a core, check the model. The figure has its speed-ups beside table 2 of the A3C paper.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from analysis.cells import CONFIDENCE, by_setting, command, in_brackets, markdown, mean_interval
+from mpi_rl.runfile import Run
+from mpi_rl.timing import PHASES
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+JOBS = ("speed",)
+REFERENCE = Path(__file__).parent / "reference"
+NUMBERS = 1, 2, 4, 8, 16, 32, 64  # of workers
+
+
+@dataclass(frozen=True)
+class Times:
+    """What one push takes, in seconds, and how many steps it brings."""
+
+    phases: dict[str, float]  # of the worker alone: env, act, learn, push
+    latency_s: float  # of the wait, what is not the server's work
+    server_s: float
+    steps: float
+
+    @property
+    def alone_s(self) -> float:
+        """The time between a reply and the arrival of the next push."""
+        return sum(self.phases.values()) + self.latency_s
+
+    @property
+    def saturating(self) -> float:
+        """The number of workers at which the server would be busy all the time."""
+        return (self.alone_s + self.server_s) / self.server_s
+
+
+def times_of(runs: Sequence[Run]) -> Times:
+    """Return the mean times of runs with one worker. Raises ValueError for others."""
+    found = []
+    for run in runs:
+        workers, seconds = run.tables["workers"], run.tables["timing/worker"]
+        if len(workers["worker_id"]) != 1:
+            raise ValueError(
+                f"{run.attributes['job']}[{run.attributes['index']}]:"
+                f" {len(workers['worker_id'])} workers: the model's times come from runs with one"
+            )
+        pushes = workers["num_pushes"][0] + workers["num_dropped"][0]
+        server = run.tables["timing/server"]
+        served = server["update"][0] + server["reply"][0]
+        own = [seconds[name][0] for name in PHASES if name != "wait"]
+        waited = max(0.0, seconds["wait"][0] - served)
+        found.append(np.array([*own, waited, served, workers["num_steps"][0]]) / pushes)
+    *own, latency_s, server_s, steps = np.mean(found, axis=0).tolist()
+    return Times(dict(zip(PHASES, own)), latency_s, server_s, steps)
+
+
+def predict(times: Times, num_workers: int) -> tuple[float, float]:
+    """Return the steps/s of so many workers, each on its own core, and the server's load.
+
+    Mean value analysis: an arriving push finds the queue as it is on average with one worker less,
+    R_n = S (1 + Q_{n-1}); then X_n = n / (Z + R_n) pushes are served per second, and Q_n = X_n R_n.
+    """
+    queue = pushes_per_s = 0.0
+    for n in range(1, num_workers + 1):
+        response_s = times.server_s * (1 + queue)
+        pushes_per_s = n / (times.alone_s + response_s)
+        queue = pushes_per_s * response_s
+    return pushes_per_s * times.steps, pushes_per_s * times.server_s
+
+
+def measured(run: Run) -> float:
+    """Return a run's steps/s from the end of its first interval to that of its last whole one."""
+    steps, seconds = (run.tables["intervals"][key] for key in ("step", "wall_time_s"))
+    return float((steps[-2] - steps[0]) / (seconds[-2] - seconds[0]))
+
+
+def by_task(runs: list[Run]) -> dict[str, dict[int, list[Run]]]:
+    """Return runs by a name of their task and by their number of workers."""
+    found: dict[str, dict[int, list[Run]]] = {}
+    for config, pool in by_setting(runs).items():
+        name = f"{config.env}, n_steps {config.n_steps}"
+        found.setdefault(name, {}).setdefault(config.num_workers, []).extend(pool)
+    return found
+
+
+def compared(name: str, pools: dict[int, list[Run]]) -> list[list[str]]:
+    """Return rows: what was measured and what the runs of other seeds with one worker predict."""
+    rows = []
+    for number, runs in sorted(pools.items()):
+        rates, ratios = np.array([measured(run) for run in runs]), []
+        for run, rate in zip(runs, rates):
+            others = [one for one in pools[1] if one.config["seed"] != run.config["seed"]]
+            ratios.append(predict(times_of(others or pools[1]), number)[0] / rate)
+        rows.append(
+            [
+                name,
+                str(number),
+                f"{rates.mean():,.0f}{in_brackets(mean_interval(rates), ',.0f')}",
+                ", ".join(f"{ratio:.2f}" for ratio in ratios),
+                f"{np.mean(ratios):.2f}",
+            ]
+        )
+    return rows
+
+
+def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
+    """Return all tables in Markdown."""
+    parts = ["# A model of speed"]
+    header = ["task", "workers", f"measured steps/s [{CONFIDENCE:.0%}]"]
+    rows = [row for name, pools in tasks.items() for row in compared(name, pools)]
+    parts += ["## Measured and predicted (from the other seeds' runs with one worker)"]
+    parts += [markdown([*header, "predicted / measured", "mean"], rows)]
+    header, rows = ["task", *PHASES[:-1], "latency", "server", "saturated by"], []
+    for name, pools in tasks.items():
+        times = times_of(pools[1])
+        seconds = [*times.phases.values(), times.latency_s, times.server_s]
+        rows.append([name, *(f"{1e6 * one:,.0f}" for one in seconds)])
+        rows[-1].append(f"{times.saturating:.0f} workers")
+    parts += ["## What a push takes, in microseconds", markdown(header, rows)]
+    header, rows = ["workers, a core each", *tasks], []
+    predictions = [times_of(pools[1]) for pools in tasks.values()]
+    for number in NUMBERS:
+        cells = [predict(times, number) for times in predictions]
+        rows.append(
+            [str(number), *(f"{rate:,.0f} (server {100 * load:.0f} %)" for rate, load in cells)]
+        )
+    parts += ["## Predicted steps/s and load of the server", markdown(header, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def paper_speed_ups() -> dict[int, float]:
+    """Return table 2 of the A3C paper: the speed-up by number of threads."""
+    with open(REFERENCE / "a3c_paper_speedups.csv", encoding="utf-8") as file:
+        next(file)
+        row = next(row for row in csv.DictReader(file) if row["method"] == "A3C")
+    return {int(threads): float(text) for threads, text in row.items() if threads != "method"}
+
+
+def draw(axes: Axes, tasks: dict[str, dict[int, list[Run]]]) -> None:
+    """Draw modelled speed-ups, and the paper's."""
+    numbers = np.arange(1, NUMBERS[-1] + 1)
+    for colour, (name, pools) in enumerate(tasks.items()):
+        times = times_of(pools[1])
+        alone = predict(times, 1)[0]
+        speed_ups = [predict(times, number)[0] / alone for number in numbers.tolist()]
+        label = f"{name}: model, saturated by {times.saturating:.0f} workers"
+        axes.plot(numbers, speed_ups, color=f"C{colour}", label=label)
+        rates = {number: [measured(run) for run in runs] for number, runs in pools.items()}
+        for number in sorted(rates):
+            points = np.array(rates[number]) / np.mean(rates[1])
+            axes.plot([number] * len(points), points, "o", color=f"C{colour}", alpha=0.6)
+    paper = paper_speed_ups()
+    axes.plot([*paper], [*paper.values()], "k--s", label="A3C paper, table 2 (time to a score)")
+    axes.plot(numbers, numbers, color="grey", linewidth=0.8, linestyle=":", label="ideal")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(NUMBERS, [str(number) for number in NUMBERS])
+    axes.set_yticks(NUMBERS, [str(number) for number in NUMBERS])
+    axes.set_xlabel("workers or threads, a core each")
+    axes.set_ylabel("speed-up in steps/s (points: measured)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def write(runs: list[Run], folder: Path) -> list[Path]:
+    """Write speed_model.md and speed_model.png into ``folder``; return their paths."""
+    tasks = by_task(runs)
+    for name, pools in tasks.items():
+        if 1 not in pools:
+            raise ValueError(f"{name}: no run with one worker, which the model's times come from")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "speed_model.md", folder / "speed_model.png"]
+    paths[0].write_text(report(tasks), encoding="utf-8")
+    figure, axes = pyplot.subplots(figsize=(7, 5.5), layout="constrained")
+    draw(axes, tasks)
+    figure.savefig(paths[1], dpi=130)
+    pyplot.close(figure)
+    return paths
+
+
+main = command(
+    "speed_model",
+    "Predict the speed of many workers from runs with one.",
+    JOBS,
+    write,
+    "worker_scaling",
+)
+
+if __name__ == "__main__":
+    main()

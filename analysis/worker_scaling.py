@@ -1,0 +1,292 @@
+"""Does more parallelism hurt learning, and does it help to add workers later?
+
+    python -m analysis.worker_scaling [FILE...] [--output results/worker_scaling]
+
+FILEs are runs of jobs/flappy_scaling.toml and flappy_growth.toml (the deck "A3C parallelism vs
+learning efficiency", digitised beside ours) and of jobs/space_invaders_scaling.toml, single or
+collected. A picture and tables for each game: scores against episodes, steps and hours, with the
+steps at which workers joined; who reached a score and when; and every two numbers of workers
+compared, with the share of chance.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from scipy.stats import binomtest
+
+from analysis.cells import (
+    CONFIDENCE,
+    by_setting,
+    command,
+    in_brackets,
+    markdown,
+    mean_interval,
+)
+from analysis.learning_curves import interval_of_mean, running_average
+from analysis.reaching import AXES, along, ends, reached, share_over, sooner
+from mpi_rl.config import Config, budget
+from mpi_rl.runfile import Run
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+JOBS = "flappy_scaling", "flappy_growth", "space_invaders_scaling"
+REFERENCE = Path(__file__).parent / "reference"
+UNITS = {
+    "episode": (1e3, "episodes (thousands)"),
+    "step": (1e6, "steps (millions)"),
+    "wall_time_s": (3600.0, "hours of training"),
+}
+GRID_POINTS = 300
+LAST_EPISODES = 1000  # that a run's final score is the mean of
+
+
+@dataclass(frozen=True)
+class Game:
+    """What is asked of a game's runs."""
+
+    title: str
+    decay: float  # of the running average
+    scores: tuple[float, ...]  # that runs may reach
+    is_linear: bool  # axis of scores
+
+
+GAMES = {
+    # The deck's own moving average has weight .04. Its best is about 200 by 100,000 episodes.
+    "FlappyBird-v0": Game("Flappy Bird", 0.96, (0, 50, 200), False),
+    "space_invaders": Game("Space Invaders", 0.98, (200, 250), True),
+}
+
+
+def label(config: Config) -> str:
+    """Return a setting's numbers of workers, as the deck writes them."""
+    if config.growth == "none":
+        return f"{config.num_workers} workers"
+    return f"{config.initial_workers} to {config.num_workers}"
+
+
+def final_score(run: Run) -> float:
+    """Return the mean of a run's last episodes."""
+    return float(run.episodes["episode_return"][-LAST_EPISODES:].mean())
+
+
+def summary(game: Game, pools: dict[str, list[Run]]) -> str:
+    """Return a row per number of workers: final scores, who reached which score, speed."""
+    header = ["workers", f"last {LAST_EPISODES:,} episodes: mean [{CONFIDENCE:.0%}]", "seeds"]
+    header += [f"reach {score:g}" for score in game.scores]
+    header += ["steps/s", "episodes", "staleness"]
+    rows = []
+    for name, runs in pools.items():
+        scores = np.array([final_score(run) for run in runs])
+        row = [name, f"{scores.mean():.1f}{in_brackets(mean_interval(scores), '.1f')}"]
+        row.append(", ".join(f"{score:.1f}" for score in scores))
+        for score in game.scores:
+            there = sum(np.isfinite(reached(run, score, "step", game.decay)) for run in runs)
+            share = binomtest(there, len(runs)).proportion_ci(CONFIDENCE)
+            row.append(f"{there} of {len(runs)}{in_brackets((share.low, share.high), '.2f')}")
+        rates = [run.attributes["step"] / run.attributes["wall_time_s"] for run in runs]
+        row += [f"{np.mean(rates):,.0f}", f"{np.mean([ends(run, 'episode') for run in runs]):,.0f}"]
+        row.append(f"{np.mean([mean_staleness(run) for run in runs]):.1f}")
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def mean_staleness(run: Run) -> float:
+    """Return the mean over a run's updates."""
+    counts = run.staleness.sum(axis=0)
+    return float(np.arange(len(counts)) @ counts / max(1, counts.sum()))
+
+
+def times(game: Game, pools: dict[str, list[Run]], score: float) -> str:
+    """Return when each run reached ``score``, on each axis."""
+    header, rows = ["workers", *(UNITS[axis][1] for axis in AXES)], []
+    for name, runs in pools.items():
+        row = [name]
+        for axis in AXES:
+            places = [reached(run, score, axis, game.decay) / UNITS[axis][0] for run in runs]
+            row.append(", ".join("never" if np.isinf(at) else f"{at:.3g}" for at in places))
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def comparisons(game: Game, pools: dict[str, list[Run]], score: float) -> str:
+    """Return every two numbers of workers: who reaches ``score`` sooner, and chance's share."""
+    header = ["", *(f"sooner in {axis.removesuffix('_s').replace('_', ' ')}s" for axis in AXES)]
+    rows, names = [], list(pools)
+    for number, one in enumerate(names):
+        for other in names[number + 1 :]:
+            row = [f"{one} before {other}"]
+            for axis in AXES:
+                both = [
+                    [reached(run, score, axis, game.decay) for run in pools[name]]
+                    for name in (one, other)
+                ]
+                likely, chance = sooner(*both)
+                row.append(f"{likely:.2f} (p {chance:.3f})")
+            rows.append(row)
+    return markdown(header, rows)
+
+
+def report(game: Game, pools: dict[str, list[Run]]) -> str:
+    """Return a game's tables in Markdown."""
+    config = next(iter(pools.values()))[0].config
+    note = (
+        f"Runs end after {budget(config)}"
+        + (" (160,000 episodes where workers are added)" if config["total_episodes"] else "")
+        + f". A score is reached when the running average of returns (decay {game.decay:g}) gets"
+        " there; a run that never does counts as later than any that does. Sooner: the share of"
+        " pairs of runs in which the first is sooner, ties as halves; p is of the exact permutation"
+        " test by ranks, and is not corrected for the number of comparisons. Means have percentile"
+        " bootstraps over runs, shares Clopper-Pearson intervals."
+    )
+    parts = [f"# {game.title}: numbers of workers", note, summary(game, pools)]
+    for score in game.scores:
+        parts += [f"## A score of {score:g}", times(game, pools, score)]
+        parts += [comparisons(game, pools, score)]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_scores(axes: Axes, game: Game, pools: dict[str, list[Run]], axis: str) -> None:
+    """Draw runs, thin, and their mean with its interval as far as all of a setting's got."""
+    unit = UNITS[axis][0]
+    for colour, (name, runs) in enumerate(pools.items()):
+        curves = [running_average(run.episodes["episode_return"], game.decay) for run in runs]
+        places = [along(run, axis) / unit for run in runs]
+        for at, curve in zip(places, curves):
+            points = np.linspace(0, len(at) - 1, GRID_POINTS).astype(int)
+            axes.plot(at[points], curve[points], color=f"C{colour}", alpha=0.3, linewidth=0.6)
+        grid = np.linspace(max(at[0] for at in places), min(at[-1] for at in places), GRID_POINTS)
+        levels = np.stack([np.interp(grid, at, curve) for at, curve in zip(places, curves)])
+        axes.plot(grid, levels.mean(axis=0), color=f"C{colour}", linewidth=1.8, label=name)
+        if len(runs) > 1:
+            band = interval_of_mean(levels)
+            axes.fill_between(grid, *band, color=f"C{colour}", alpha=0.15, linewidth=0)
+        for run in runs:
+            joins = _joins(run, axis) / unit
+            axes.plot(joins, np.interp(joins, *_line(run, game, axis)), "|", color=f"C{colour}")
+    if not game.is_linear:
+        axes.set_yscale("symlog", linthresh=10)
+    axes.set_xlabel(UNITS[axis][1])
+    axes.grid(alpha=0.3)
+
+
+def _joins(run: Run, axis: str) -> np.ndarray:
+    """Return where on ``axis`` workers were added."""
+    events, initial = run.tables["events"], run.config.get("initial_workers") or np.inf
+    late = (events["kind"] == "join") & (events["worker_id"] >= initial)
+    if axis == "episode":
+        return np.searchsorted(run.episodes["step"], events["step"][late])
+    return events[axis][late]
+
+
+def _line(run: Run, game: Game, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    average = running_average(run.episodes["episode_return"], game.decay)
+    return along(run, axis) / UNITS[axis][0], average
+
+
+def deck() -> dict[str, np.ndarray]:
+    """Return the deck's curves by name: thousands of episodes and scores, (N, 2)."""
+    lines = (REFERENCE / "flappy_worker_scaling.csv").read_text(encoding="utf-8").splitlines()
+    found: dict[str, list[list[float]]] = {}
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        point = [float(row["episodes"]) / 1e3, float(row["mean_score"])]
+        found.setdefault(row["series"], []).append(point)
+    return {name: np.array(points) for name, points in found.items()}
+
+
+def draw_deck(axes: Axes) -> None:
+    """Draw the deck's curves, one run each."""
+    for number, (name, points) in enumerate(deck().items()):
+        style = "o" if len(points) == 1 else "-o"
+        axes.plot(*points.T, style, color=f"C{number}", markersize=3, linewidth=1, label=name)
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_title("the deck (digitised; one run a curve)", fontsize=9)
+    axes.set_xlabel(UNITS["episode"][1])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+def draw_shares(axes: Axes, game: Game, pools: dict[str, list[Run]], score: float) -> None:
+    """Draw the share of runs that have reached ``score`` against steps."""
+    unit = UNITS["step"][0]
+    for colour, (name, runs) in enumerate(pools.items()):
+        places = [reached(run, score, "step", game.decay) / unit for run in runs]
+        last = [ends(run, "step") / unit for run in runs]
+        at, shares = share_over(places, last)
+        steps, levels = [0, *at, max(last)], [0, *shares, shares[-1] if len(shares) else 0]
+        axes.step(steps, levels, where="post", color=f"C{colour}", label=name)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel(UNITS["step"][1])
+    axes.set_title(f"share of runs that have reached {score:g} (Kaplan-Meier)", fontsize=9)
+    axes.grid(alpha=0.3)
+
+
+def write(runs: list[Run], folder: Path) -> list[Path]:
+    """Write <game>.md and <game>.png for each game in ``folder``; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for env, game in GAMES.items():
+        chosen = [run for run in runs if run.config["env"] == env]
+        if not chosen:
+            continue
+        pools = _pools(chosen)
+        path = folder / f"{env.lower().removesuffix('-v0')}.md"
+        path.write_text(report(game, pools), encoding="utf-8")
+        draw_all(game, pools, path.with_suffix(".png"))
+        paths += [path, path.with_suffix(".png")]
+    return paths
+
+
+def _pools(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return runs by number of workers, growing ones last, each in the order of its seeds.
+
+    Raises ValueError for a run of fewer than two episodes.
+    """
+    for run in runs:
+        if len(run.episodes["step"]) < 2:
+            name = f"{run.attributes['job']}[{run.attributes['index']}]"
+            raise ValueError(f"{name}: fewer than two finished episodes")
+    pools = by_setting(sorted(runs, key=lambda run: run.config["seed"]))
+    order = sorted(pools, key=lambda one: (one.growth != "none", one.num_workers))
+    return {label(config): pools[config] for config in order}
+
+
+def draw_all(game: Game, pools: dict[str, list[Run]], path: Path) -> None:
+    """Draw a game's picture."""
+    figure, panels = pyplot.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
+    for axes, axis in zip(panels[0], AXES):
+        draw_scores(axes, game, pools, axis)
+    panels[0][0].set_ylabel(f"episode return (running average, decay {game.decay:g})")
+    panels[0][0].legend(fontsize=7)
+    own = [*panels[1]]
+    if game is GAMES["FlappyBird-v0"]:
+        draw_deck(own.pop(0))
+    for axes, score in zip(own, game.scores[-len(own) :]):
+        draw_shares(axes, game, pools, score)
+    for axes in own[len(game.scores) :]:
+        axes.set_axis_off()
+    count = sum(map(len, pools.values()))
+    figure.suptitle(
+        f"{game.title}: {count} runs; band: {CONFIDENCE:.0%} bootstrap interval of the mean over"
+        " runs; ticks: workers that joined",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+main = command(
+    "worker_scaling",
+    "Compare numbers of workers, and workers added while running.",
+    JOBS,
+    write,
+    "worker_scaling",
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Times to a score, with runs that never get there."""
+
+import numpy as np
+import pytest
+
+from analysis.reaching import along, ends, reached, share_over, sooner
+from mpi_rl.runfile import read_run
+from tests.records import header, recorder
+
+
+@pytest.fixture
+def run(tmp_path):
+    record = recorder(tmp_path / "run.h5")
+    for number in range(20):
+        record.push(0, header(version=number, returns=[10.0 * number], lengths=[50]), 0.1)
+    record.write("checkpointed")
+    return read_run(record.path)
+
+
+def test_a_score_is_reached_by_the_running_average(run):
+    assert along(run, "episode").tolist() == list(range(1, 21))
+    assert reached(run, 50, "episode", decay=0.0) == 6 and reached(run, 50, "step", 0.0) == 300
+    # a_n = .5 a + .5 r: 0, 5, 12.5, 21.25, 30.6, 40.3, 50.2
+    assert reached(run, 50, "episode", decay=0.5) == 7
+    assert reached(run, 1000, "step", decay=0.5) == np.inf and ends(run, "step") == 1000
+
+
+def test_the_share_counts_who_was_censored_as_not_there_yet():
+    places, shares = share_over([10, np.inf, 30], [100, 100, 100])
+    assert places.tolist() == [10, 30, 100] and shares.tolist() == pytest.approx(
+        [1 / 3, 2 / 3, 2 / 3]
+    )
+    # One that ended at 20 says nothing of later: of the one left all get there.
+    places, shares = share_over([10, np.inf, 30], [100, 20, 100])
+    assert shares[places == 30].tolist() == [1.0]
+    assert share_over([np.inf], [5])[0].size == 0
+
+
+def test_sooner_is_exact():
+    never = np.inf
+    assert sooner([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == (1.0, pytest.approx(2 / 252))
+    assert sooner([6, 7, 8, 9, 10], [1, 2, 3, 4, 5]) == (0.0, pytest.approx(2 / 252))
+    # {1, 2} and {1, 3} of the six pairs' sums 3, 4, 5, 5, 6, 7 around 5: off by 2 or more are two.
+    assert sooner([1, 2], [3, 4]) == (1.0, pytest.approx(2 / 6))
+    assert sooner([never] * 5, [never] * 5) == (0.5, 1.0)
+    likely, chance = sooner([1, 2, never], [never, never, never])
+    assert likely == pytest.approx((6 + 1.5) / 9) and chance == pytest.approx(8 / 20)

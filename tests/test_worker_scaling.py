@@ -1,0 +1,71 @@
+"""Pictures and tables of worker-scaling studies, from made-up runs."""
+
+import numpy as np
+import pytest
+
+from analysis.worker_scaling import deck, write
+from mpi_rl.runfile import read_run
+from tests.records import header, recorder
+
+LEVELS = {4: 10.0, 10: 300.0, 40: -5.0}
+
+
+def made(path, env, workers, seed, level, **settings):
+    """A run whose returns rise from -5 to ``level`` in 200 episodes of 50 steps."""
+    record = recorder(path, workers, seed=seed, env=env, num_workers=workers, **settings)
+    record.join(0, np.zeros(6, np.uint64))
+    rng = np.random.default_rng(seed)
+    for number in range(200):
+        if number == 100 and settings:
+            record.join(workers - 1, np.zeros(6, np.uint64))
+        value = -5 + (level + 5) * number / 100 + rng.normal()
+        record.push(number % workers, header(version=number, returns=[value], lengths=[50]), 0.1)
+    record.attributes["index"] = workers * 10 + seed
+    record.write("complete")
+    return read_run(path)
+
+
+@pytest.fixture(scope="module")
+def flappy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [
+        made(folder / f"{workers}.{seed}.h5", "FlappyBird-v0", workers, seed, level)
+        for workers, level in LEVELS.items()
+        for seed in (1, 2, 3, 4, 5)
+    ]
+    grown = dict(growth="episode_duration", initial_workers=10)
+    runs += [
+        made(folder / f"g{seed}.h5", "FlappyBird-v0", 20, seed, 400.0, **grown) for seed in (1, 2)
+    ]
+    return runs
+
+
+def test_tables_say_who_reached_what_and_when(flappy, tmp_path):
+    table, picture = write(flappy, tmp_path)
+    text = table.read_text()
+    assert table.name == "flappybird.md" and picture.stat().st_size > 50_000
+    rows = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
+    assert list(rows)[2:6] == ["4 workers", "10 workers", "40 workers", "10 to 20"]
+    first = text.splitlines().index(next(one for one in text.splitlines() if "reach 50" in one))
+    lines = {line.split(" | ")[0][2:]: line for line in text.splitlines()[first:][:6]}
+    assert "5 of 5" in lines["10 workers"] and "0 of 5" in lines["40 workers"]
+    never = [line for line in text.splitlines() if line.startswith("| 40 workers | never, never")]
+    assert len(never) == 3  # for each score
+    assert "| 4 workers before 10 workers | 0.00 (p 0.008)" in text
+    assert "| 4 workers before 40 workers | 0.50 (p 1.000)" in text  # neither gets to 50
+
+
+def test_the_decks_curves_are_beside_ours():
+    found = deck()
+    assert set(found) == {"4", "6", "10", "20", "40", "10->20", "10->32"}
+    assert found["10"][-1].tolist() == [100, 203] and found["40"].tolist() == [[100, -5]]
+
+
+def test_space_invaders_has_a_picture_of_its_own(tmp_path):
+    runs = [
+        made(tmp_path / f"{workers}.{seed}.h5", "space_invaders", workers, seed, 300.0)
+        for workers in (4, 10)
+        for seed in (1, 2)
+    ]
+    names = [path.name for path in write(runs, tmp_path / "out")]
+    assert names == ["space_invaders.md", "space_invaders.png"]
