@@ -5,6 +5,7 @@ the emulator (or the Gymnasium task) does alone on as many processes; of ``serve
 bytes as an update does; of ``start``, the imports that ranks of an Atari run cannot do without.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ import numpy as np
 
 from mpi_rl.bench_imports import pss_bytes
 from mpi_rl.config import Config
-from mpi_rl.runfile import read_run, write_bench
+from mpi_rl.runfile import Run, read_run, write_bench
 from mpi_rl.timing import server_load, shares
 
 TRANSPORTS = ("window", "message")
 STARTED_PERIOD_S = 0.5  # between two looks at a starting run
 START_PATIENCE_S = 600.0
+SETTLE_S = 1.0  # until parked ranks are asleep
+PARK_ACTIVE, PARK_EVENTS = 4, ("admit", "join")  # workers at work; events of one that joins them
+RANK_NAMES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 GROUP_PAUSES_S = (0.0, 5e-3)  # the latter is what a rollout of 120 steps takes
 
 
@@ -68,6 +72,7 @@ def run(request: Request, parts: tuple[str, ...], output: Path) -> None:
             "train": _train,
             "server": _server,
             "start": _start,
+            "park": _park,
             "group": _group,
         }[part](request):
             rows.append(row)
@@ -189,9 +194,57 @@ def _group(request: Request) -> Iterator[Row]:
 
 def _first_pushes(request: Request, ranks: int) -> tuple[float, int]:
     """Return how long a run takes to every worker's first push, and a rank's largest memory."""
+
+    def have_pushed(run: Run) -> bool:
+        return bool((run.tables["workers"]["first_push_s"] > 0).all())
+
+    began = time.time()
+    with _running(request, ranks, {}, have_pushed) as (run, pids):
+        pushed = run.tables["workers"]["first_push_s"].max()
+        return float(pushed - began), max(pss_bytes(pid) for pid in pids.values())
+
+
+def _park(request: Request) -> Iterator[Row]:
+    """Measure a run most of whose workers are parked, then how long it takes one to join."""
+    ranks = max(request.ranks)
+    initial = min(PARK_ACTIVE, ranks - 2)
+    growth = {"growth": "schedule", "initial_workers": initial, "growth_workers": initial + 1}
+
+    def has_begun(run: Run) -> bool:
+        return bool((run.tables["workers"]["first_push_s"][:initial] > 0).all())
+
+    with _running(request, ranks, {**growth, "growth_steps": 10**9}, has_begun) as (_, pids):
+        parked = [pid for rank, pid in pids.items() if rank > initial]
+        time.sleep(SETTLE_S)
+        began, before = time.perf_counter(), sum(map(_cpu_s, parked))
+        time.sleep(request.seconds)
+        cpu = (sum(map(_cpu_s, parked)) - before) / (time.perf_counter() - began)
+        memory = sum(map(pss_bytes, parked))
+
+    def has_grown(run: Run) -> bool:
+        return initial in run.tables["events"]["worker_id"][run.tables["events"]["kind"] == "join"]
+
+    with _running(request, ranks, {**growth, "growth_steps": 1000}, has_grown) as (run, _):
+        events = run.tables["events"]
+        of = events["worker_id"] == initial
+        admit, join = (events["wall_time_s"][of & (events["kind"] == k)][0] for k in PARK_EVENTS)
+    yield {
+        "ranks": ranks,
+        "parked": len(parked),
+        "parked_cpu": cpu,
+        "parked_mb": memory / 1e6,
+        "join_s": float(join - admit),
+    }
+
+
+@contextlib.contextmanager
+def _running(
+    request: Request, ranks: int, options: dict[str, Any], is_ready: Callable[[Run], bool]
+) -> Iterator[tuple[Run, dict[int, int]]]:
+    """Start a run and wait until it ``is_ready``; give its record and its processes by rank."""
     with tempfile.TemporaryDirectory() as folder:
         path, began = Path(folder, "run.h5"), time.time()
-        options = {"total_steps": 10**9, "checkpoint_period_s": STARTED_PERIOD_S}
+        options = {"total_steps": 10**9, "checkpoint_period_s": STARTED_PERIOD_S, **options}
         command = _words(request, ranks) + _train_words(request, path, options)
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         try:
@@ -199,16 +252,28 @@ def _first_pushes(request: Request, ranks: int) -> tuple[float, int]:
                 time.sleep(STARTED_PERIOD_S)
                 if run.poll() is not None or time.time() - began > START_PATIENCE_S:
                     raise ValueError(f"{shlex.join(command)}: not started, status {run.poll()}")
-                if path.exists() and (read_run(path).tables["workers"]["first_push_s"] > 0).all():
+                if path.exists() and is_ready(read_run(path)):
                     break
-            pushed = read_run(path).tables["workers"]["first_push_s"].max()
             pids = [int(pid) for pid in os.listdir("/proc") if pid.isdigit()]
             ours = [pid for pid in pids if str(path) in _command_line(pid) and _is_rank(pid)]
-            return float(pushed - began), max(pss_bytes(pid) for pid in ours)
+            yield read_run(path), {_rank_of(pid): pid for pid in ours}
         finally:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGINT)
                 run.wait()
+
+
+def _rank_of(pid: int) -> int:
+    """Return a process's rank, as its launcher told it."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    values = dict(entry.decode(errors="replace").partition("=")[::2] for entry in entries)
+    return int(next(values[name] for name in RANK_NAMES if name in values))
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _command_line(pid: int) -> str:

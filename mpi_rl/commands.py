@@ -15,7 +15,7 @@ from mpi_rl import __version__
 from mpi_rl.config import Config, Job, budget, load_job
 from mpi_rl.lock import BeingWritten
 
-BENCH_PARTS = ("env", "train", "server", "start", "group")
+BENCH_PARTS = ("env", "train", "server", "start", "park", "group")
 GROUP_OPTIONS = ("-h", "--help", "--version")  # before any command
 
 
@@ -409,7 +409,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     default="3,9,41",
     show_default=True,
     callback=_numbers,
-    help="server, start: ranks, the server included",
+    help="server, start, park (the last): ranks, the server included",
 )
 @click.option(
     "--members",
@@ -459,7 +459,8 @@ def bench_parts(
 
     env: the environments against the emulator alone. train: a whole run against the same, and where
     its time goes. server: pushes against moving as many bytes, and the idle server. start: the time
-    to every worker's first push against the imports alone, and memory. group: how many of a group's
+    to every worker's first push against the imports alone, and memory. park: cores and memory of
+    workers that are parked, and the seconds that one takes to join. group: how many of a group's
     updates, made without a lock, meet another's and are lost. Without a name, all. Nothing else
     should run meanwhile.
     """

@@ -114,6 +114,8 @@ BENCH_UNITS = {
     "seconds": "s",
     "pss_mb": "MB",
     "imports_pss_mb": "MB",
+    "parked_mb": "MB",
+    "join_s": "s",
     "bytes_per_s": "B/s",
     "pause_s": "s",
     **dict.fromkeys(("steps_per_s", "pushes_per_s", "updates_per_s", "conflicts_per_s"), "1/s"),

@@ -86,6 +86,8 @@ def serve(
                     command = tell(worker, is_over())
                     if command == Command.STOP:
                         serving.remove(worker)
+                    elif config.growth != "none":
+                        recorder.event("admit", worker)
                     parked.remove(worker)
                     link.reply(worker, recorder.version, command)
         if arrived:

@@ -27,10 +27,10 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
-    for name in ("processes", "learn", "pushes_per_s", "idle_cpu", "pss_mb", "lost"):
+    for name in ("processes", "learn", "pushes_per_s", "idle_cpu", "pss_mb", "parked_cpu", "lost"):
         assert f"| {name} |" in done.stdout
     with h5py.File(tmp_path / "bench.h5") as file:
-        assert sorted(file) == ["env", "group", "server", "start", "train"]
+        assert sorted(file) == ["env", "group", "park", "server", "start", "train"]
         for part in ("env", "train", "start"):
             for name in ("limit", "ratio"):
                 assert file[part][name][0] > 0
@@ -41,6 +41,8 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         assert [name.decode() for name in server["transport"]] == ["window", "message", "window"]
         assert server["bytes_per_s"][0] == pytest.approx(8000 * server["pushes_per_s"][0])
         assert server["p50"][0] <= server["p95"][0] <= server["p99"][0]
+        park = file["park"]
+        assert park["parked"][0] == 1 and park["join_s"][0] > 0 and park["parked_mb"][0] > 1
         group = file["group"]
         assert group["pause_s"][:].tolist() == [0, 0.005] and (group["updates_per_s"][:] > 0).all()
         assert 0 <= group["lost"][0] <= group["conflicts"][0] + 0.5

@@ -219,7 +219,8 @@ def test_parked_workers_are_answered_when_they_are_wanted_and_leave_when_they_ar
     assert told[12] == (2, "PARK") and told[-3:] == [(0, "STOP"), (2, "STOP"), (1, "STOP")]
     events = run.tables["events"]
     moves = [event for event in zip(events["kind"], events["worker_id"]) if event[1] >= 0]
-    assert moves == [("join", 0), ("join", 1), ("join", 2), ("leave", 2)]
+    joins = [("admit", 1), ("admit", 2), ("join", 1), ("join", 2)]
+    assert moves == [("admit", 0), ("join", 0), *joins, ("leave", 2)]
     assert run.tables["workers"]["num_steps"].sum() == run.attributes["step"] == 110
 
 

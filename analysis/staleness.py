@@ -1,0 +1,169 @@
+"""How stale gradients are, per worker and over time, and what acting on it does.
+
+    python -m analysis.staleness [FILE...] [--output results/worker_scaling]
+
+FILEs are runs of jobs/staleness.toml, single or collected. Staleness is the version at which a
+gradient was applied less the version that it was taken at: exact, and counted for every push.
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from analysis.cells import (
+    CONFIDENCE,
+    by_setting,
+    command,
+    in_brackets,
+    markdown,
+    mean_interval,
+    probability_of_improvement,
+)
+from analysis.reaching import sooner
+from mpi_rl.config import Config
+from mpi_rl.runfile import Run
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+JOBS = ("staleness",)
+LAST_EPISODES = 100  # that a run's return is the mean of
+
+
+def label(config: Config) -> str:
+    """Return a setting in words."""
+    words = [f"{config.num_workers} workers"]
+    words += ["step size / staleness"] if config.staleness_scaled_rate else []
+    words += [f"none older than {config.max_staleness}"] if config.max_staleness else []
+    rate = config.learning_rate
+    words += [f"step size {rate:g}"] if rate != Config().learning_rate else []
+    return ", ".join(words)
+
+
+def is_treated(config: Config) -> bool:
+    """Say whether anything is done about staleness."""
+    other = config.learning_rate != Config().learning_rate
+    return config.staleness_scaled_rate or config.max_staleness > 0 or other
+
+
+def final_returns(runs: list[Run]) -> np.ndarray:
+    """Return each run's mean over its last episodes, (runs,)."""
+    return np.array([run.episodes["episode_return"][-LAST_EPISODES:].mean() for run in runs])
+
+
+def distribution(runs: list[Run]) -> np.ndarray:
+    """Return how often a push of the runs' workers was 0, 1, 2, ... versions old, (K,)."""
+    counts = np.zeros(max(run.staleness.shape[1] for run in runs))
+    for run in runs:
+        counts[: run.staleness.shape[1]] += run.staleness.sum(axis=0)
+    return counts
+
+
+def report(pools: dict[Config, list[Run]]) -> str:
+    """Return the table in Markdown."""
+    header = ["setting", "mean staleness", "99 % below", "most", "workers' means", "dropped"]
+    header += [f"last {LAST_EPISODES} episodes [{CONFIDENCE:.0%}]", "seeds"]
+    header += ["probability of improvement on the same workers untreated (p)"]
+    untreated = {config.num_workers: config for config in pools if not is_treated(config)}
+    rows = []
+    for config, runs in pools.items():
+        counts, ages = distribution(runs), np.arange(len(distribution(runs)))
+        below = int(np.searchsorted(counts.cumsum(), 0.99 * counts.sum()))
+        own = [run.staleness @ np.arange(run.staleness.shape[1]) for run in runs]
+        means = np.concatenate(
+            [sums / np.maximum(1, run.staleness.sum(axis=1)) for sums, run in zip(own, runs)]
+        )
+        dropped = sum(run.tables["workers"]["num_dropped"].sum() for run in runs)
+        returns = final_returns(runs)
+        row = [label(config), f"{counts @ ages / counts.sum():.1f}", f"{below}"]
+        row += [f"{ages[counts > 0].max()}", f"{means.min():.1f} to {means.max():.1f}"]
+        row += [f"{100 * dropped / (dropped + counts.sum()):.1f} %"]
+        row += [f"{returns.mean():.1f}{in_brackets(mean_interval(returns), '.1f')}"]
+        row += [", ".join(f"{value:.0f}" for value in returns), ""]
+        same = untreated.get(config.num_workers)
+        if same is not None and same is not config:
+            others = final_returns(pools[same])
+            likely = probability_of_improvement(returns, others)
+            chance = sooner(returns.tolist(), others.tolist())[1]
+            row[-1] = f"{likely:.2f} ({chance:.3f})"
+        rows.append(row)
+    note = (
+        "Staleness in updates, of all pushes of all runs. Intervals are percentile bootstraps over"
+        " runs; p is of the exact permutation test by ranks, not corrected for their number."
+    )
+    return "\n\n".join(["# Staleness", note, markdown(header, rows)]) + "\n"
+
+
+def draw_distributions(axes: Axes, pools: dict[Config, list[Run]]) -> None:
+    """Draw the share of pushes by staleness: of all, and, thin, of each worker of the first run."""
+    for colour, (config, runs) in enumerate(pools.items()):
+        counts = distribution(runs)
+        axes.plot(counts / counts.sum(), color=f"C{colour}", linewidth=1.8, label=label(config))
+        for row in runs[0].staleness:
+            axes.plot(row / max(1, row.sum()), color=f"C{colour}", alpha=0.2, linewidth=0.5)
+    axes.set_xlim(0, 2.5 * max(config.num_workers for config in pools))
+    axes.set_xlabel("staleness (updates); thin: single workers of one run")
+    axes.set_ylabel("share of pushes")
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+
+
+def draw_over_time(axes: Axes, pools: dict[Config, list[Run]]) -> None:
+    """Draw the mean staleness of each interval, and its largest as points."""
+    for colour, (config, runs) in enumerate(pools.items()):
+        for run in runs:
+            intervals = run.tables["intervals"]
+            steps = intervals["step"] / 1e6
+            axes.plot(steps, intervals["staleness_mean"], color=f"C{colour}", linewidth=0.8)
+            axes.plot(steps, intervals["staleness_max"], ".", color=f"C{colour}", alpha=0.2)
+    axes.set_yscale("log")
+    axes.set_xlabel("steps (millions)")
+    axes.set_ylabel("staleness: mean (line) and largest (points) of an interval")
+    axes.grid(alpha=0.3)
+
+
+def draw_effects(axes: Axes, pools: dict[Config, list[Run]]) -> None:
+    """Draw each setting's runs, their mean and its interval."""
+    for place, runs in enumerate(pools.values()):
+        returns = final_returns(runs)
+        axes.plot(returns, [place] * len(returns), "o", color="C0", alpha=0.5, markersize=4)
+        mean = returns.mean()
+        low, high = mean_interval(returns) or (mean, mean)
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="k|", capsize=3)
+    axes.set_yticks(range(len(pools)), [label(config) for config in pools], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"mean return of the last {LAST_EPISODES} episodes")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def write(runs: list[Run], folder: Path) -> list[Path]:
+    """Write staleness.md and staleness.png into ``folder``; return their paths."""
+    pools = by_setting(sorted(runs, key=lambda run: run.attributes["index"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "staleness.md", folder / "staleness.png"]
+    paths[0].write_text(report(pools), encoding="utf-8")
+    plain = {config: pool for config, pool in pools.items() if not is_treated(config)}
+    figure, panels = pyplot.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
+    if plain:
+        draw_distributions(panels[0], plain)
+        draw_over_time(panels[1], plain)
+    draw_effects(panels[2], pools)
+    steps = max(run.config["total_steps"] for run in runs)
+    panels[2].set_title(f"{steps:,} steps: runs, mean, {CONFIDENCE:.0%} interval", fontsize=9)
+    figure.savefig(paths[1], dpi=130)
+    pyplot.close(figure)
+    return paths
+
+
+main = command(
+    "staleness",
+    "Show how stale gradients were, and what acting on it did.",
+    JOBS,
+    write,
+    "worker_scaling",
+)
+
+if __name__ == "__main__":
+    main()
