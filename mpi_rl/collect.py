@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from mpi_rl.config import Config, Job, budget, config_from_json, differences
@@ -12,13 +13,15 @@ from mpi_rl.runfile import Run, is_collection, read_run, read_runs, write_collec
 PATIENCE_S = 120.0  # for another collection that writes the same file
 
 
-def collect(job: Job, folder: Path, output: Path, small: bool = False) -> list[str]:
+def collect(
+    job: Job, folder: Path, output: Path, keep: Collection[str] | None = None
+) -> list[str]:
     """Merge the complete runs of ``job`` in ``folder`` into ``output``; return what is wrong.
 
     That is one line for each index whose run is missing, unfinished, damaged, or of a configuration
     that differs from the others in more than the sweep: those are left out. A run that ``output``
-    holds already stays when its file is gone or begun anew; ValueError if it cannot. What a
-    ``small`` one lacks, ``write_collection`` says.
+    holds already stays when its file is gone or begun anew; ValueError if it cannot. What ``keep``
+    leaves out, ``write_collection`` says.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with writer_lock(output, PATIENCE_S):
@@ -44,7 +47,7 @@ def collect(job: Job, folder: Path, output: Path, small: bool = False) -> list[s
             missing = [index for index in range(len(job.sweep)) if index not in runs]
             attributes = {"job": job.name, "missing": json.dumps(missing)}
             attributes["sweep_axes"] = json.dumps([*job.sweep[0]])
-            write_collection(output, attributes, sources, _settings(runs), small)
+            write_collection(output, attributes, sources, _settings(runs), keep)
     return problems
 
 

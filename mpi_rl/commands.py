@@ -261,7 +261,10 @@ def _as_options(settings: dict[str, Any]) -> list[str]:
     help="only the best and the last snapshot keep their parameters; times and returns are rounded"
     " to 2^-10",
 )
-def collect_runs(job: str, folder: Path | None, output: Path | None, small: bool) -> int:
+@click.option("--no-params", is_flag=True, help="as --small, and no snapshot keeps its parameters")
+def collect_runs(
+    job: str, folder: Path | None, output: Path | None, small: bool, no_params: bool
+) -> int:
     """Merge the complete runs of JOB's sweep into one file; exit status 1 if any is missing.
 
     Every run is checked: complete, sound, and of the same configuration but for the sweep. The same
@@ -271,7 +274,8 @@ def collect_runs(job: str, folder: Path | None, output: Path | None, small: bool
 
     loaded = load_job(job)
     output = output or Path("results", f"{loaded.name}.h5")
-    problems = collect(loaded, folder or Path("results", loaded.name), output, small)
+    keep = () if no_params else ("best", "last") if small else None
+    problems = collect(loaded, folder or Path("results", loaded.name), output, keep)
     print(f"{output}: {len(loaded.sweep) - len(problems)} of {len(loaded.sweep)} run(s)")
     for problem in problems:
         print(f"missing: {problem}", file=sys.stderr)

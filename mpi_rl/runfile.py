@@ -20,7 +20,7 @@ import math
 import os
 import posixpath
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -210,13 +210,13 @@ def write_collection(
     attributes: dict[str, Any],
     runs: dict[int, Path],
     settings: dict[str, list[Any]],
-    small: bool = False,
+    keep: Collection[str] | None = None,
 ) -> None:
     """Replace ``path`` by a collection of ``runs``, by index; each comes from its run file.
 
     ``path`` itself stands for the run that it has already. ``settings`` are the columns of
-    /settings, a row per run. A ``small`` one has ROUNDED in steps of RESOLUTION, and nan for the
-    parameters of snapshots other than the best and the last; what they got in evaluations stays.
+    /settings, a row per run. With ``keep`` it has ROUNDED in steps of RESOLUTION, and nan for the
+    parameters of snapshots of other kinds than those; what they got in evaluations stays.
     Raises CannotWrite, with ``path`` as it was, if need be.
     """
 
@@ -228,8 +228,8 @@ def write_collection(
                 run = other[f"runs/{index}"] if source == path else other
                 copy = file.create_group(f"runs/{index}")
                 copy.attrs.update(run.attrs)
-                if small:
-                    _copy_small(run, copy)
+                if keep is not None:
+                    _copy_small(run, copy, keep)
                     continue
                 for name in run:
                     run.copy(name, copy)
@@ -240,13 +240,13 @@ def write_collection(
     _replace(path, fill)
 
 
-def _copy_small(run: h5py.Group, copy: h5py.Group) -> None:
+def _copy_small(run: h5py.Group, copy: h5py.Group, keep: Collection[str]) -> None:
     """Copy a run without what is large and seldom needed again."""
     kinds = run["snapshots/kind"].asstr()[:]
     for name, dataset in _leaves(run, "."):
         if name == "snapshots/params":
             params = dataset[()]
-            params[~np.isin(kinds, ("best", "last"))] = np.nan
+            params[~np.isin(kinds, [*keep])] = np.nan
             _write(copy, name, params, dataset.attrs["units"])
         elif posixpath.basename(name) in ROUNDED:
             rounded = np.round(dataset[()] / RESOLUTION) * RESOLUTION

@@ -66,7 +66,8 @@ def test_all_runs_and_their_settings_are_in_the_file(folder):
         assert settings["hidden_sizes"].asstr()[0] == "[128, 128]"
 
 
-def test_a_small_collection_is_rounded_and_keeps_the_last_parameters(tmp_path):
+@pytest.mark.parametrize("keep", [("best", "last"), ()])
+def test_a_small_collection_is_rounded_and_keeps_few_parameters(tmp_path, keep):
     folder, output = tmp_path / "runs", tmp_path / "small.h5"
     rng = np.random.default_rng(0)
     for index in range(4):
@@ -77,7 +78,7 @@ def test_a_small_collection_is_rounded_and_keeps_the_last_parameters(tmp_path):
         lengths, seed = np.full((3, 20), 9), np.array([0])
         run.evaluations["sampled"] = {"returns": played, "lengths": lengths, "seed": seed}
         write_run(folder / f"{index}.h5", run)
-    assert collect(JOB, folder, output, small=True) == []
+    assert collect(JOB, folder, output, keep) == []
     assert verify_run(output) == []
     for index, small in enumerate(read_runs(output)):
         run = read_run(folder / f"{index}.h5")
@@ -94,8 +95,9 @@ def test_a_small_collection_is_rounded_and_keeps_the_last_parameters(tmp_path):
             np.testing.assert_allclose(
                 small.evaluations["sampled"][key], values, rtol=0, atol=tolerance
             )
-        np.testing.assert_array_equal(small.snapshot_params[-1], run.snapshot_params[-1])
-        assert np.isnan(small.snapshot_params[:-1]).all()
+        if keep:
+            np.testing.assert_array_equal(small.snapshot_params[-1], run.snapshot_params[-1])
+        assert np.isnan(small.snapshot_params[: -1 if keep else None]).all()
 
 
 def test_collecting_again_gives_the_same_bytes_even_from_the_collection_alone(folder):
