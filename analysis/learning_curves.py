@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import matplotlib
 import numpy as np
+from scipy.signal import lfilter
 from scipy.stats import bootstrap
 
 from analysis.cells import by_setting
@@ -36,12 +37,9 @@ AXES = {"step": (1e6, "steps (millions)"), "wall_time_s": (3600.0, "hours of tra
 
 def running_average(returns: np.ndarray, decay: float = DECAY) -> np.ndarray:
     """Return a_n = decay a_{n-1} + (1 - decay) r_n, a_0 = r_0, of returns r, (N,), in order."""
-    average = np.empty(len(returns))
-    current = returns[0] if len(returns) else 0.0
-    for n, value in enumerate(returns):
-        current = decay * current + (1 - decay) * value
-        average[n] = current
-    return average
+    if not len(returns):
+        return np.empty(0)
+    return lfilter([1 - decay], [1, -decay], returns, zi=[decay * returns[0]])[0]
 
 
 def pool(runs: list[Run]) -> dict[str, list[Run]]:

@@ -86,8 +86,14 @@ def predict(times: Times, num_workers: int) -> tuple[float, float]:
 
 
 def measured(run: Run) -> float:
-    """Return a run's steps/s from the end of its first interval to that of its last whole one."""
+    """Return a run's steps/s, but for its first interval and its last, which may be a short one.
+
+    Raises ValueError if that leaves none.
+    """
     steps, seconds = (run.tables["intervals"][key] for key in ("step", "wall_time_s"))
+    if len(steps) < 3:
+        name = f"{run.attributes['job']}[{run.attributes['index']}]"
+        raise ValueError(f"{name}: {len(steps)} interval(s): too short to tell its speed")
     return float((steps[-2] - steps[0]) / (seconds[-2] - seconds[0]))
 
 

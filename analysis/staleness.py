@@ -54,7 +54,7 @@ def final_returns(runs: list[Run]) -> np.ndarray:
 
 
 def distribution(runs: list[Run]) -> np.ndarray:
-    """Return how often a push of the runs' workers was 0, 1, 2, ... versions old, (K,)."""
+    """Return how often a gradient that was applied was 0, 1, 2, ... versions old, (K,)."""
     counts = np.zeros(max(run.staleness.shape[1] for run in runs))
     for run in runs:
         counts[: run.staleness.shape[1]] += run.staleness.sum(axis=0)
@@ -63,7 +63,7 @@ def distribution(runs: list[Run]) -> np.ndarray:
 
 def report(pools: dict[Config, list[Run]]) -> str:
     """Return the table in Markdown."""
-    header = ["setting", "mean staleness", "99 % below", "most", "workers' means", "dropped"]
+    header = ["setting", "mean staleness", "99 % at most", "most", "workers' means", "dropped"]
     header += [f"last {LAST_EPISODES} episodes [{CONFIDENCE:.0%}]", "seeds"]
     header += ["probability of improvement on the same workers untreated (p)"]
     untreated = {config.num_workers: config for config in pools if not is_treated(config)}
@@ -71,10 +71,8 @@ def report(pools: dict[Config, list[Run]]) -> str:
     for config, runs in pools.items():
         counts, ages = distribution(runs), np.arange(len(distribution(runs)))
         below = int(np.searchsorted(counts.cumsum(), 0.99 * counts.sum()))
-        own = [run.staleness @ np.arange(run.staleness.shape[1]) for run in runs]
-        means = np.concatenate(
-            [sums / np.maximum(1, run.staleness.sum(axis=1)) for sums, run in zip(own, runs)]
-        )
+        pushes = [row for run in runs for row in run.staleness if row.any()]
+        means = np.array([row @ np.arange(len(row)) / row.sum() for row in pushes])
         dropped = sum(run.tables["workers"]["num_dropped"].sum() for run in runs)
         returns = final_returns(runs)
         row = [label(config), f"{counts @ ages / counts.sum():.1f}", f"{below}"]
@@ -90,8 +88,9 @@ def report(pools: dict[Config, list[Run]]) -> str:
             row[-1] = f"{likely:.2f} ({chance:.3f})"
         rows.append(row)
     note = (
-        "Staleness in updates, of all pushes of all runs. Intervals are percentile bootstraps over"
-        " runs; p is of the exact permutation test by ranks, not corrected for their number."
+        "Staleness in updates, of all gradients of all runs that were applied. Intervals are"
+        " percentile bootstraps over runs; p is of the exact permutation test by ranks, not"
+        " corrected for their number."
     )
     return "\n\n".join(["# Staleness", note, markdown(header, rows)]) + "\n"
 

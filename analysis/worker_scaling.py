@@ -29,6 +29,7 @@ from analysis.cells import (
 from analysis.learning_curves import interval_of_mean, running_average
 from analysis.reaching import AXES, along, ends, reached, share_over, sooner
 from mpi_rl.config import Config, budget
+from mpi_rl.inspect import moves
 from mpi_rl.runfile import Run
 
 matplotlib.use("Agg")
@@ -122,11 +123,11 @@ def comparisons(game: Game, pools: dict[str, list[Run]], score: float) -> str:
         for other in names[number + 1 :]:
             row = [f"{one} before {other}"]
             for axis in AXES:
-                both = [
-                    [reached(run, score, axis, game.decay) for run in pools[name]]
-                    for name in (one, other)
-                ]
-                likely, chance = sooner(*both)
+                both = [*pools[one], *pools[other]]
+                seen = min(ends(run, axis) for run in both)  # of every run
+                places = [reached(run, score, axis, game.decay) for run in both]
+                places = [at if at <= seen else np.inf for at in places]
+                likely, chance = sooner(places[: len(pools[one])], places[len(pools[one]) :])
                 row.append(f"{likely:.2f} (p {chance:.3f})")
             rows.append(row)
     return markdown(header, rows)
@@ -134,15 +135,15 @@ def comparisons(game: Game, pools: dict[str, list[Run]], score: float) -> str:
 
 def report(game: Game, pools: dict[str, list[Run]]) -> str:
     """Return a game's tables in Markdown."""
-    config = next(iter(pools.values()))[0].config
+    budgets = dict.fromkeys(budget(run.config) for runs in pools.values() for run in runs)
     note = (
-        f"Runs end after {budget(config)}"
-        + (" (160,000 episodes where workers are added)" if config["total_episodes"] else "")
-        + f". A score is reached when the running average of returns (decay {game.decay:g}) gets"
-        " there; a run that never does counts as later than any that does. Sooner: the share of"
-        " pairs of runs in which the first is sooner, ties as halves; p is of the exact permutation"
-        " test by ranks, and is not corrected for the number of comparisons. Means have percentile"
-        " bootstraps over runs, shares Clopper-Pearson intervals."
+        f"Runs end after {'; '.join(budgets)}, whichever comes first (growing ones have the most"
+        " episodes). A score is reached when the running average of returns (decay"
+        f" {game.decay:g}) gets there. Sooner: the share of pairs of runs in which the first is"
+        " sooner, ties as halves; what happened after the first of these runs had ended does not"
+        " count, and a run that had not got there by then is later than any that had. p is of the"
+        " exact permutation test by ranks, not corrected for the number of comparisons. Means have"
+        " percentile bootstraps over runs, shares Clopper-Pearson intervals."
     )
     parts = [f"# {game.title}: numbers of workers", note, summary(game, pools)]
     for score in game.scores:
@@ -177,8 +178,8 @@ def draw_scores(axes: Axes, game: Game, pools: dict[str, list[Run]], axis: str) 
 
 def _joins(run: Run, axis: str) -> np.ndarray:
     """Return where on ``axis`` workers were added."""
-    events, initial = run.tables["events"], run.config.get("initial_workers") or np.inf
-    late = (events["kind"] == "join") & (events["worker_id"] >= initial)
+    events = run.tables["events"]
+    late = [row for row in moves(run) if events["kind"][row] == "join"]
     if axis == "episode":
         return np.searchsorted(run.episodes["step"], events["step"][late])
     return events[axis][late]
@@ -245,7 +246,7 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
 def _pools(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return runs by number of workers, growing ones last, each in the order of its seeds.
 
-    Raises ValueError for a run of fewer than two episodes.
+    Raises ValueError for a run of fewer than two episodes, or where settings differ otherwise.
     """
     for run in runs:
         if len(run.episodes["step"]) < 2:
@@ -253,7 +254,15 @@ def _pools(runs: Sequence[Run]) -> dict[str, list[Run]]:
             raise ValueError(f"{name}: fewer than two finished episodes")
     pools = by_setting(sorted(runs, key=lambda run: run.config["seed"]))
     order = sorted(pools, key=lambda one: (one.growth != "none", one.num_workers))
-    return {label(config): pools[config] for config in order}
+    found: dict[str, list[Run]] = {}
+    for config in order:
+        if label(config) in found:
+            raise ValueError(
+                f"{label(config)}: runs of different settings: give those of one job alone, without"
+                " settings of their own"
+            )
+        found[label(config)] = pools[config]
+    return found
 
 
 def draw_all(game: Game, pools: dict[str, list[Run]], path: Path) -> None:

@@ -204,9 +204,20 @@ def _first_pushes(request: Request, ranks: int) -> tuple[float, int]:
         return float(pushed - began), max(pss_bytes(pid) for pid in pids.values())
 
 
+def can_park(request: Request) -> bool:
+    """Say whether the job is one whose workers can be parked, and has any to park."""
+    config = request.config
+    return max(request.ranks) > 2 and config.algorithm == "a3c" and config.growth == "none"
+
+
 def _park(request: Request) -> Iterator[Row]:
     """Measure a run most of whose workers are parked, then how long it takes one to join."""
-    ranks = max(request.ranks)
+    ranks, config = max(request.ranks), request.config
+    if not can_park(request):
+        raise ValueError(
+            f"park: {ranks} ranks, algorithm = {config.algorithm!r}, growth = {config.growth!r}:"
+            " must be at least 3, 'a3c' and 'none'"
+        )
     initial = min(PARK_ACTIVE, ranks - 2)
     growth = {"growth": "schedule", "initial_workers": initial, "growth_workers": initial + 1}
 

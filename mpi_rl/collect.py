@@ -13,9 +13,7 @@ from mpi_rl.runfile import Run, is_collection, read_run, read_runs, write_collec
 PATIENCE_S = 120.0  # for another collection that writes the same file
 
 
-def collect(
-    job: Job, folder: Path, output: Path, keep: Collection[str] | None = None
-) -> list[str]:
+def collect(job: Job, folder: Path, output: Path, keep: Collection[str] | None = None) -> list[str]:
     """Merge the complete runs of ``job`` in ``folder`` into ``output``; return what is wrong.
 
     That is one line for each index whose run is missing, unfinished, damaged, or of a configuration

@@ -413,7 +413,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     default="3,9,41",
     show_default=True,
     callback=_numbers,
-    help="server, start, park (the last): ranks, the server included",
+    help="server, start, park (the most): ranks, the server included",
 )
 @click.option(
     "--members",
@@ -465,7 +465,8 @@ def bench_parts(
     its time goes. server: pushes against moving as many bytes, and the idle server. start: the time
     to every worker's first push against the imports alone, and memory. park: cores and memory of
     workers that are parked, and the seconds that one takes to join. group: how many of a group's
-    updates, made without a lock, meet another's and are lost. Without a name, all. Nothing else
+    updates, made without a lock, meet another's and are lost. Without a name, all that the job
+    allows. Nothing else
     should run meanwhile.
     """
     from mpi_rl import bench
@@ -477,7 +478,8 @@ def bench_parts(
     sizes = workers, envs, num_params, ranks, members
     request = bench.Request(job, config, words, *sizes, seconds, launcher)
     output.parent.mkdir(parents=True, exist_ok=True)
-    bench.run(request, parts or BENCH_PARTS, output)
+    fit = [part for part in BENCH_PARTS if part != "park" or bench.can_park(request)]
+    bench.run(request, parts or tuple(fit), output)
 
 
 _setting_options(bench_parts)

@@ -9,8 +9,6 @@ from mpi_rl.lock import is_locked
 from mpi_rl.runfile import STATUSES, Run, read_runs
 from mpi_rl.timing import advice, in_words, server_load, shares
 
-_MOVES = "kind", "worker_id", "step"
-
 
 def verify_run(path: str | Path) -> list[str]:
     """Return what is wrong with a run file or a collected one, its checksums included."""
@@ -41,7 +39,7 @@ def problems_of(run: Run) -> list[str]:
     counts = np.bincount(episodes["worker_id"], minlength=num_workers)
     lengths = np.bincount(episodes["worker_id"], episodes["episode_length"], num_workers)
     period, most = config["interval_period_steps"], config["n_steps"] * config["envs_per_worker"]
-    fewest = 1  # updates per interval
+    fewest = 0 if config.get("max_staleness") else 1  # updates per interval
     if config["algorithm"] == "genkidama":  # whose workers push at the ends of episodes
         longest, cut = max(episodes["episode_length"], default=0), workers["num_steps"] - lengths
         most, fewest = config.get("exchange_period", 1) * longest + cut.max(), 0
@@ -164,12 +162,8 @@ def _growth(run: Run) -> list[str]:
     config, events = config_from_json(run.attributes["config"]), run.tables["events"]
     lines = []
     if config.growth != "none":
-        moves = np.isin(events["kind"], ("join", "leave"))
-        moves &= events["worker_id"] >= config.initial_workers
-        told = [
-            f"{kind} {worker} at step {step:,}"
-            for kind, worker, step in zip(*(events[key][moves] for key in _MOVES))
-        ]
+        columns = (events[key][moves(run)] for key in ("kind", "worker_id", "step"))
+        told = [f"{kind} {worker} at step {step:,}" for kind, worker, step in zip(*columns)]
         shown = told if len(told) <= 6 else [*told[:3], f"{len(told) - 6} more", *told[-3:]]
         lines.append(
             f"  growth     {config.growth}, {config.initial_workers} workers at first;"
@@ -182,6 +176,23 @@ def _growth(run: Run) -> list[str]:
             " updates old"
         )
     return lines
+
+
+def moves(run: Run) -> list[int]:
+    """Return the rows of /events in which a run got a worker more or less than it had.
+
+    Those who begin, and those who come again after a resumption, are none.
+    """
+    config, events = config_from_json(run.attributes["config"]), run.tables["events"]
+    active, rows = set(range(config.initial_workers or len(run.tables["workers"]["node"]))), []
+    for row, (kind, worker) in enumerate(zip(events["kind"], events["worker_id"].tolist())):
+        if kind == "join" and worker not in active:
+            active.add(worker)
+            rows.append(row)
+        elif kind == "leave":
+            active.remove(worker)
+            rows.append(row)
+    return rows
 
 
 def _groups(run: Run) -> list[str]:

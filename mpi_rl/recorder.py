@@ -93,20 +93,18 @@ class Recorder:
         # seconds); its largest staleness; its last learning rate.
         self._interval = [0.0] * (len(_SUMS) + 6)
         self._rng_states = np.zeros((num_workers, 6), np.uint64)
-        self._elapsed_s, self._clock_started = 0.0, monotonic()
+        self._elapsed_s = 0.0  # before this start
+        self._began_s: float | None = None  # when its first worker joined
         self._last_write = monotonic()
         self._active: set[int] = set()  # have joined, and were not parked again
-        self._has_begun = False
 
     # --- Time
 
-    def start_clock(self) -> None:
-        """Training begins now: time before this is set-up."""
-        self._clock_started = monotonic()
-
     def wall_time_s(self) -> float:
         """Return the seconds of training so far, those before a resumption included."""
-        return self._elapsed_s + monotonic() - self._clock_started
+        if self._began_s is None:  # ranks are starting
+            return self._elapsed_s
+        return self._elapsed_s + monotonic() - self._began_s
 
     # --- What happens
 
@@ -118,9 +116,8 @@ class Recorder:
 
     def join(self, worker: int, rng_state: np.ndarray) -> np.ndarray | None:
         """Note that ``worker`` starts, with a fresh random stream; return the saved one, if any."""
-        if not self._has_begun:
-            self.start_clock()
-        self._has_begun = True
+        if self._began_s is None:
+            self._began_s = monotonic()
         self._active.add(worker)
         self.event("join", worker)
         if self._rng_states[worker].any():
@@ -185,7 +182,7 @@ class Recorder:
 
     def serve_time(self, phase: str, seconds: float) -> None:
         """Add to the seconds that the server has spent in a phase of /timing/server."""
-        if self._has_begun:  # before that, ranks are starting
+        if self._began_s is not None:
             self._server_s[phase] += seconds
 
     def _count_staleness(self, worker: int, staleness: int) -> None:
@@ -361,7 +358,6 @@ class Recorder:
             self._growth_state[:] = state["growth"]
         for name, values in self._statistics.items():
             values[:] = state[f"update_rule/{name}"]
-        self.start_clock()
         if old["status"] == "running":
             self.event(KILLED)
         self.event(RESUMED)

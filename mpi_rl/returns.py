@@ -57,7 +57,6 @@ def standardized(returns: np.ndarray) -> np.ndarray:
 
     The deck "A3C parallelism vs learning efficiency" does so with each episode's.
     """
-    deviation = returns.std()
-    if not deviation:
+    if returns.min() == returns.max():  # whose rounded mean may be another number
         return np.zeros_like(returns)
-    return ((returns - returns.mean()) / deviation).astype(returns.dtype)
+    return ((returns - returns.mean()) / returns.std()).astype(returns.dtype)

@@ -32,7 +32,8 @@ SCHEMA = "mpi_rl run"
 COLLECTION_SCHEMA = "mpi_rl collection"
 BENCH_SCHEMA = "mpi_rl bench"
 SCHEMA_VERSION = 5  # of all; since 4 workers have groups and pushes, since 5 num_dropped
-OLDEST_VERSION = 4  # that can be read: columns which came later are zeros
+OLDEST_VERSION = 4  # that can be read
+YOUNGER = ("num_dropped",)  # columns that it lacks: all zeros
 REQUIRED_ATTRIBUTES = (
     "status job index config seed env_spec env_spec_hash step version wall_time_s restart_count"
     " started ended git_commit git_dirty versions mpi_library world_size num_workers node_names"
@@ -389,8 +390,8 @@ def _read(name: str, group: h5py.Group, with_state: bool = False) -> Run:
 
 
 def _column(table: h5py.Group, key: str, code: str) -> np.ndarray:
-    """Return a column; zeros where it came later than the file."""
-    if key not in table:
+    """Return a column; zeros where it is younger than the file."""
+    if key in YOUNGER and key not in table:
         return np.zeros(len(next(iter(table.values()))), code)
     return table[key].asstr()[:] if code == "s" else table[key][:]
 

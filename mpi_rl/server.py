@@ -64,12 +64,19 @@ def serve(
             link.hurry()
         arrived = link.poll()
         for worker in arrived:
-            if link.header(worker)["kind"] == Kind.READY:
+            kind, rng_state = link.header(worker)["kind"], None
+            if kind == Kind.READY:
                 parked.add(worker)
                 continue
-            rng_state = _take_in(link, worker, update_rule, recorder, config, growth)
+            if kind == Kind.JOIN:
+                command = tell(worker, is_over())
+                if command != Command.STOP:
+                    np.copyto(link.params(worker), update_rule.start(worker))
+                    rng_state = recorder.join(worker, link.header(worker)["rng_state"])
+            else:
+                _take_in(link, worker, update_rule, recorder, config, growth)
+                command = tell(worker, is_over())
             updated = perf_counter()
-            command = tell(worker, is_over())
             if command == Command.STOP:
                 serving.remove(worker)
             elif worker >= growth.wanted:
@@ -168,17 +175,11 @@ def _take_in(
     recorder: Recorder,
     config: Config,
     growth: Growth,
-) -> np.ndarray | None:
-    """Apply and record what ``worker`` sent, and make the newest parameters its reply.
-
-    Returns the saved random state of a worker that joins.
-    """
+) -> None:
+    """Apply and record what ``worker`` pushed, and make the newest parameters its reply."""
     header = link.header(worker)
     if header["kind"] == Kind.FAILED:
         raise WorkerFailed(f"worker {worker} (rank {worker + 1}) failed")
-    if header["kind"] == Kind.JOIN:
-        np.copyto(link.params(worker), update_rule.start(worker))
-        return recorder.join(worker, header["rng_state"])
     learning_rate = learning_rate_at(
         recorder.step, config.learning_rate, config.learning_rate_schedule, config.total_steps
     )
@@ -188,14 +189,12 @@ def _take_in(
     if is_dropped:
         np.copyto(link.params(worker), update_rule.start(worker))
     elif not is_report:
-        if config.staleness_scaled_rate:
-            learning_rate /= max(1, staleness)
+        own_rate = learning_rate / max(1, staleness if config.staleness_scaled_rate else 1)
         scale = clipping(float(header["grad_norm"]), config.max_grad_norm)
-        update_rule(link.grads(worker), link.params(worker), learning_rate, scale, worker)
+        update_rule(link.grads(worker), link.params(worker), own_rate, scale, worker)
     recorder.push(worker, header, learning_rate, not is_report, is_dropped)
     if config.growth != "none":
         growth.observe(_observed(recorder, header, config, staleness, is_dropped))
-    return None
 
 
 def _observed(

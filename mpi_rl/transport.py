@@ -39,7 +39,8 @@ _ALIGNMENT = (
 class Tag(enum.IntEnum):
     """Message tags: each has one sender, one receiver and one payload."""
 
-    PUSH = 1  # worker -> server: header, and unless it is a report, grads if memory is not shared
+    # worker -> server: header, and unless it goes WITHOUT_PARAMS, grads if memory is not shared
+    PUSH = 1
     REPLY = 2  # server -> worker: reply, and likewise params
     HURRY = 3  # server -> worker, once at most before the last reply: nothing
 

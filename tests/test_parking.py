@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpi_rl import inspect
 from mpi_rl.inspect import summary, verify_run
 from mpi_rl.runfile import KILLED, read_run
 from tests.ranks import family, finish, kill, mpirun, rank, start, wait_for
@@ -41,13 +42,17 @@ def test_workers_join_leave_and_join_again(tmp_path, transport):
     steps, active = (run.tables["intervals"][key] for key in ("step", "num_active_workers"))
     assert set(active[steps < 3000]) == {2} and active.max() == 5 and active[-1] == 3
     assert 1 in active[(steps > 9000) & (steps < 12000)]
-    assert "schedule, 2 workers at first; join" in summary(tmp_path / "run.h5")
+    told = summary(tmp_path / "run.h5")
+    assert "schedule, 2 workers at first; join" in told and "more, leave" in told
+    changed = [kind for kind in run.tables["events"]["kind"][inspect.moves(run)]]
+    assert changed == ["join"] * 3 + ["leave"] * 4 + ["join"] * 2
 
 
 def test_a_killed_run_goes_on_with_who_was_active(tmp_path):
-    """Steps, episodes and joins are neither lost nor repeated, whenever it is killed."""
+    """Steps, episodes and joins are neither lost nor repeated, killed as workers join or leave."""
     path, words = tmp_path / "run.h5", [*RUN, *SCHEDULE[:-1], 60_000]
-    for least in (4_000, 15_000):
+    words[words.index("0.2")] = 0.02
+    for least in (3_000, 9_000, 15_000):
         process = start(6, *words, cwd=tmp_path)
         wait_for(path, process)
         while read_run(path).attributes["step"] < least:
@@ -60,8 +65,8 @@ def test_a_killed_run_goes_on_with_who_was_active(tmp_path):
     result = mpirun(6, *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = read_run(path)
-    assert verify_run(path) == [] and run.attributes["restart_count"] == 2
-    assert run.tables["events"]["kind"].tolist().count(KILLED) == 2
+    assert verify_run(path) == [] and run.attributes["restart_count"] == 3
+    assert run.tables["events"]["kind"].tolist().count(KILLED) == 3
     last = before.tables["events"]["kind"].size
     joined = [worker for kind, worker in moves(run)[-wanted:]]
     assert len(run.tables["events"]["kind"]) > last and sorted(joined) == list(range(wanted))

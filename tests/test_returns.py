@@ -96,4 +96,4 @@ def test_standardized_returns_have_mean_0_and_deviation_1():
     # mean 3, deviation sqrt((4 + 1 + 0 + 9) / 4)
     np.testing.assert_allclose(returns.ravel(), np.array([-2, -1, 0, 3]) / 3.5**0.5, rtol=1e-6)
     assert returns.dtype == np.float32
-    assert standardized(np.full((3, 2), 7, np.float32)).tolist() == [[0, 0]] * 3
+    assert standardized(np.full((7, 2), 0.1, np.float32)).tolist() == [[0, 0]] * 7

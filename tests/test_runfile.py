@@ -22,6 +22,18 @@ def path(tmp_path):
     return made.path
 
 
+def test_a_column_that_an_older_file_lacks_is_zeros_and_any_other_is_missed(path):
+    with h5py.File(path, "a") as file:
+        del file["workers/num_dropped"]
+        file.attrs["schema_version"] = 4
+    run = read_run(path, with_state=True)
+    assert run.tables["workers"]["num_dropped"].tolist() == [0, 0] and verify_run(path) == []
+    with h5py.File(path, "a") as file:
+        del file["workers/num_pushes"]
+    with pytest.raises(ValueError, match="not a readable run file"):
+        read_run(path)
+
+
 def test_a_written_run_reads_back_and_verifies(path):
     run = read_run(path, with_state=True)
     assert run.attributes["status"] == "checkpointed" and run.attributes["step"] == 1500

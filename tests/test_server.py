@@ -8,6 +8,7 @@ import pytest
 
 from mpi_rl.config import Config
 from mpi_rl.growth import growth
+from mpi_rl.inspect import verify_run
 from mpi_rl.progress import Progress
 from mpi_rl.runfile import CannotWrite, read_run
 from mpi_rl.server import WorkerFailed, WorkersSilent, serve
@@ -224,6 +225,16 @@ def test_parked_workers_are_answered_when_they_are_wanted_and_leave_when_they_ar
     assert run.tables["workers"]["num_steps"].sum() == run.attributes["step"] == 110
 
 
+def test_who_arrives_after_the_end_has_not_joined(tmp_path):
+    asked = iter([""] * 4 + ["SIGTERM"] * 100)
+    order = [[0, 1], [0], [0], [], [1], [0]]  # worker 1 was admitted, and has imported until then
+    config = dict(growth="schedule", initial_workers=2, growth_steps=(90,), growth_workers=(1,))
+    link, run = run_growing(tmp_path, order, 2, lambda: next(asked), **config)
+    events = run.tables["events"]
+    assert events["worker_id"][events["kind"] == "join"].tolist() == [0]
+    assert (np.diff(events["wall_time_s"]) >= 0).all()  # the clock starts once
+
+
 def test_a_stop_ends_parked_workers_too(tmp_path):
     asked = iter([""] * 3 + ["SIGTERM"] * 100)
     order = [[0, 1], [0], [0], [], [0], [2]]  # rank 3 is ready only after the stop
@@ -235,6 +246,7 @@ def test_a_stop_ends_parked_workers_too(tmp_path):
 def test_gradients_that_are_too_old_are_dropped_and_counted(tmp_path):
     order = [[0, 1, 2], [0, 1, 2], [0], [0], [0], [1], [1], [2], [1], [0], [1], [2], [0], [1]]
     settings = dict(max_staleness=2, learning_rate=1.0, learning_rate_schedule="constant")
+    settings["interval_period_steps"] = 10
     link, run = run_growing(tmp_path, order, 3, **settings)
     workers = run.tables["workers"]
     # Worker 1's first gradient was 3 updates old, worker 2's 4 and 3.
@@ -242,6 +254,7 @@ def test_gradients_that_are_too_old_are_dropped_and_counted(tmp_path):
     assert run.staleness.tolist() == [[3, 1, 1], [2, 2, 0], [0, 0, 0]]
     assert run.attributes["version"] == workers["num_pushes"].sum() == 9
     assert run.attributes["step"] == 120  # also what was dropped was played
+    assert verify_run(tmp_path / "run.h5") == []  # with intervals that brought no update
     dropped = [reply for reply in link.replies if reply[0] == 1][2]
     assert dropped[1].tolist() == [-3, -3]  # the newest parameters all the same
 

@@ -70,5 +70,12 @@ def test_the_report_has_predictions_beside_measurements(tmp_path):
         write(runs[2:], tmp_path / "out")
 
 
+def test_a_run_too_short_to_measure_is_refused_in_words(tmp_path):
+    run = made(tmp_path / "1.h5", 1)
+    run.tables["intervals"] = {key: column[:2] for key, column in run.tables["intervals"].items()}
+    with pytest.raises(ValueError, match=r"test\[0\]: 2 interval\(s\): too short"):
+        measured(run)
+
+
 def test_table_2_of_the_paper():
     assert paper_speed_ups() == {1: 1.0, 2: 2.1, 4: 3.7, 8: 6.9, 16: 12.5}

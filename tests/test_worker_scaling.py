@@ -16,7 +16,7 @@ def made(path, env, workers, seed, level, **settings):
     record.join(0, np.zeros(6, np.uint64))
     rng = np.random.default_rng(seed)
     for number in range(200):
-        if number == 100 and settings:
+        if number == 100 and "growth" in settings:
             record.join(workers - 1, np.zeros(6, np.uint64))
         value = -5 + (level + 5) * number / 100 + rng.normal()
         record.push(number % workers, header(version=number, returns=[value], lengths=[50]), 0.1)
@@ -53,6 +53,27 @@ def test_tables_say_who_reached_what_and_when(flappy, tmp_path):
     assert len(never) == 3  # for each score
     assert "| 4 workers before 10 workers | 0.00 (p 0.008)" in text
     assert "| 4 workers before 40 workers | 0.50 (p 1.000)" in text  # neither gets to 50
+
+
+def test_what_a_longer_budget_saw_does_not_count(tmp_path):
+    """A run that gets to 50 only after the others have ended was not sooner than they."""
+    late = dict(growth="episode_duration", initial_workers=1)
+    runs = [made(tmp_path / f"s{seed}.h5", "FlappyBird-v0", 4, seed, 45.0) for seed in (1, 2)]
+    for seed in (1, 2):
+        run = made(tmp_path / f"l{seed}.h5", "FlappyBird-v0", 6, seed, 120.0, **late)
+        rows = slice(0, 60)  # what there is of the others: the first 60 episodes
+        runs.append(run)
+        short = runs[seed - 1].tables["episodes"]
+        runs[seed - 1].tables["episodes"] = {key: column[rows] for key, column in short.items()}
+    text = write(runs, tmp_path / "out")[0].read_text()
+    section = text.split("## A score of 50")[1].split("##")[0]
+    assert "| 4 workers before 1 to 6 | 0.50 (p 1.000) | 0.50 (p 1.000)" in section
+
+
+def test_runs_of_other_settings_are_not_dropped_silently(flappy, tmp_path):
+    other = made(tmp_path / "o.h5", "FlappyBird-v0", 4, 9, 10.0, learning_rate=0.5)
+    with pytest.raises(ValueError, match="4 workers: runs of different settings"):
+        write([*flappy, other], tmp_path)
 
 
 def test_the_decks_curves_are_beside_ours():
