@@ -150,9 +150,13 @@ def _steady_rate(tables: dict[str, dict[str, np.ndarray]]) -> float:
 def _server(request: Request) -> Iterator[Row]:
     for transport in TRANSPORTS:
         for num_params in request.num_params:
+            rates = []
             for ranks in request.ranks:
                 found = _push(request, ranks, num_params, transport, 0.0)
-                yield {"transport": transport, "params": num_params, "workers": ranks - 1, **found}
+                rates.append(found["pushes_per_s"])
+                of_first = rates[-1] / rates[0]  # the first number of workers that was asked for
+                row = {"transport": transport, "params": num_params, "workers": ranks - 1}
+                yield {**row, **found, "of_first": of_first}
     idle = _push(request, max(request.ranks), min(request.num_params), "window", request.seconds)
     yield {"transport": "window", "workers": max(request.ranks) - 1, "idle_cpu": idle["cpu"]}
 

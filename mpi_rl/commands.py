@@ -39,7 +39,9 @@ def _setting_options(command: click.Command) -> click.Command:
         name = "--" + item.name.replace("_", "-")
         flags = [f"{name}/--no-{name[2:]}"] if item.type is bool else [name]
         default = (
-            ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+            ",".join(map(str, item.default)) or "none"
+            if isinstance(item.default, tuple)
+            else item.default
         )
         kind = item.type if item.type in (int, float, bool) else str
         help = f"{item.metadata['help']}  [default: {default}]"
@@ -462,12 +464,11 @@ def bench_parts(
     """Measure this machine: every figure beside its limit, which is measured in the same run.
 
     env: the environments against the emulator alone. train: a whole run against the same, and where
-    its time goes. server: pushes against moving as many bytes, and the idle server. start: the time
-    to every worker's first push against the imports alone, and memory. park: cores and memory of
-    workers that are parked, and the seconds that one takes to join. group: how many of a group's
-    updates, made without a lock, meet another's and are lost. Without a name, all that the job
-    allows. Nothing else
-    should run meanwhile.
+    its time goes. server: pushes against moving as many bytes, and against those with the first of
+    --ranks; the idle server. start: the time to every worker's first push against the imports alone,
+    and memory. park: cores and memory of workers that are parked, and the seconds that one takes to
+    join. group: how many of a group's updates, made without a lock, meet another's and are lost.
+    Without a name, all that the job allows. Nothing else should run meanwhile.
     """
     from mpi_rl import bench
 

@@ -40,6 +40,7 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         assert sum(phases) == pytest.approx(1)
         assert [name.decode() for name in server["transport"]] == ["window", "message", "window"]
         assert server["bytes_per_s"][0] == pytest.approx(8000 * server["pushes_per_s"][0])
+        assert server["of_first"][0] == 1
         assert server["p50"][0] <= server["p95"][0] <= server["p99"][0]
         park = file["park"]
         assert park["parked"][0] == 1 and park["join_s"][0] > 0 and park["parked_mb"][0] > 1
