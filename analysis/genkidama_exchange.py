@@ -24,9 +24,11 @@ from analysis.cells import (
     command,
     evaluated,
     improvement,
+    in_brackets,
     markdown,
     mean_interval,
 )
+from analysis.reaching import sooner
 from mpi_rl.config import NUM_BYTES, Config, config_from_json
 from mpi_rl.runfile import Run
 
@@ -77,30 +79,51 @@ def megabytes(runs: list[Run]) -> float:
 
 
 def report(
-    grid: dict[Config, Cell], best: list[Cell], variants: dict[Config, Cell], payloads: list[float]
+    grid: dict[Config, Cell],
+    best: list[Cell],
+    variants: dict[Config, Cell],
+    payloads: list[float],
+    reference: Cell,
 ) -> str:
-    """Return all tables in Markdown; ``payloads`` are the variants', in MB."""
-    header = (HEADER[0], *HEADER[2:])
-    parts = ["# Genkidama's exchange by itself", NOTE, "## Strengths, alpha/beta"]
-    parts += [markdown(header, [_without_thesis(one) for one in grid.values()])]
+    """Return all tables in Markdown.
+
+    ``payloads`` are the variants', in MB; all are compared with ``reference``.
+    """
+    header, likely = (HEADER[0], *HEADER[2:]), f"probability of improvement [{CONFIDENCE:.0%}] (p)"
+    compared = (
+        f"Probabilities of improvement are against {reference.label}, of which both jobs have"
+        f" {len(reference.returns)} runs: {reference.row()[2]}. p is of the exact permutation test"
+        " by ranks, not corrected for the number of comparisons."
+    )
+    rows = [[*_without_thesis(one), _against(one, reference)] for one in grid.values()]
+    parts = ["# Genkidama's exchange by itself", NOTE, compared]
+    parts += ["## Strengths, alpha/beta", markdown((*header, likely), rows)]
     if best:
         averaged = [one for config, one in grid.items() if config.beta == 0]
         rows = [_without_thesis(one) for one in (*averaged, *best)]
         parts += ["## Nothing is ever received: averaging or choosing", markdown(header, rows)]
+        pairs = zip(best, averaged)
+        gains = np.concatenate([chosen.returns - mean.returns for chosen, mean in pairs])
+        between = in_brackets(mean_interval(gains), ".1f")
+        parts += [
+            f"Within a run the best group gets {gains.mean():.1f}{between} more than the average,"
+            f" over all {len(gains)} runs."
+        ]
     if variants:
-        reference = next(iter(variants.values()))
-        likely = f"probability of improvement [{CONFIDENCE:.0%}]"
         rows = [
-            [
-                *_without_thesis(one),
-                f"{payload:.1f}",
-                improvement(one, reference)[2],
-            ]
+            [*_without_thesis(one), f"{payload:.1f}", _against(one, reference)]
             for one, payload in zip(variants.values(), payloads)
         ]
-        parts += [f"## Other exchanges, against {reference.label}"]
-        parts += [markdown((*header, "MB of payload", likely), rows)]
+        parts += ["## Other exchanges", markdown((*header, "MB of payload", likely), rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _against(one: Cell, other: Cell) -> str:
+    """Return how likely a run of ``one`` is the better one, and how likely chance does that."""
+    if one.label == other.label:
+        return ""
+    chance = sooner(one.returns.tolist(), other.returns.tolist())[1]
+    return f"{improvement(one, other)[2]} (p {chance:.3f})"
 
 
 def _without_thesis(one: Cell) -> list[str]:
@@ -148,11 +171,12 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
         cell(f"{alpha:g}/0: the best group", None, strengths, best_group, alpha=alpha, beta=0.0)
         for alpha in sorted({config.alpha for config in grid if config.beta == 0})
     ]
-    pools = by_setting(others)
+    pools, both = by_setting(others), cells(runs)
+    reference = both[next(iter(variants or both))]
     payloads = [megabytes(pools[config]) for config in variants]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "exchange.md", folder / "exchange.png"]
-    paths[0].write_text(report(grid, best, variants, payloads), encoding="utf-8")
+    paths[0].write_text(report(grid, best, variants, payloads, reference), encoding="utf-8")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     draw_strengths(left, grid)
     draw_variants(right, [*variants.values(), *best])

@@ -81,10 +81,13 @@ def test_tables_and_a_picture_are_written(tmp_path):
     text, picture = write(runs, tmp_path)
     assert picture.stat().st_size > 10_000
     text = text.read_text()
+    assert "more than the average, over all 4 runs." in text
+    assert "against 2 groups of 4, 0.5/0.5, of which both jobs have 2 runs" in text
     best = [line for line in text.splitlines() if line.startswith("| 0.1/0: the best group |")]
     assert best[0].count(",") == 1 + 2 and len(best) == 1  # 2 runs, and two intervals
-    assert "## Other exchanges, against 2 groups of 4, 0.5/0.5" in text
-    assert "| 8.0 | 1.00 [1.00, 1.00] |" in text  # the elastic runs are better
+    assert "## Other exchanges" in text
+    # The elastic runs are better; of the ways to choose two of four runs two are as far apart.
+    assert "| 8.0 | 1.00 [1.00, 1.00] (p 0.333) |" in text
     assert "| 8.0 |  |" in text  # than the first, which is not compared with itself
 
 
