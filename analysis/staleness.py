@@ -13,6 +13,7 @@ import numpy as np
 
 from analysis.cells import (
     CONFIDENCE,
+    Cell,
     by_setting,
     command,
     in_brackets,
@@ -20,6 +21,7 @@ from analysis.cells import (
     mean_interval,
     probability_of_improvement,
 )
+from analysis.genkidama_exchange import draw_variants
 from analysis.reaching import sooner
 from mpi_rl.config import Config
 from mpi_rl.runfile import Run
@@ -48,9 +50,10 @@ def is_treated(config: Config) -> bool:
     return config.staleness_scaled_rate or config.max_staleness > 0 or other
 
 
-def final_returns(runs: list[Run]) -> np.ndarray:
-    """Return each run's mean over its last episodes, (runs,)."""
-    return np.array([run.episodes["episode_return"][-LAST_EPISODES:].mean() for run in runs])
+def cell(config: Config, runs: list[Run]) -> Cell:
+    """Return what a setting's runs got in their last episodes."""
+    returns = [run.episodes["episode_return"][-LAST_EPISODES:] for run in runs]
+    return Cell(label(config), None, np.stack(returns))
 
 
 def distribution(runs: list[Run]) -> np.ndarray:
@@ -74,7 +77,7 @@ def report(pools: dict[Config, list[Run]]) -> str:
         pushes = [row for run in runs for row in run.staleness if row.any()]
         means = np.array([row @ np.arange(len(row)) / row.sum() for row in pushes])
         dropped = sum(run.tables["workers"]["num_dropped"].sum() for run in runs)
-        returns = final_returns(runs)
+        returns = cell(config, runs).returns
         row = [label(config), f"{counts @ ages / counts.sum():.1f}", f"{below}"]
         row += [f"{ages[counts > 0].max()}", f"{means.min():.1f} to {means.max():.1f}"]
         row += [f"{100 * dropped / (dropped + counts.sum()):.1f} %"]
@@ -82,7 +85,7 @@ def report(pools: dict[Config, list[Run]]) -> str:
         row += [", ".join(f"{value:.0f}" for value in returns), ""]
         same = untreated.get(config.num_workers)
         if same is not None and same is not config:
-            others = final_returns(pools[same])
+            others = cell(same, pools[same]).returns
             likely = probability_of_improvement(returns, others)
             chance = sooner(returns.tolist(), others.tolist())[1]
             row[-1] = f"{likely:.2f} ({chance:.3f})"
@@ -123,20 +126,6 @@ def draw_over_time(axes: Axes, pools: dict[Config, list[Run]]) -> None:
     axes.grid(alpha=0.3)
 
 
-def draw_effects(axes: Axes, pools: dict[Config, list[Run]]) -> None:
-    """Draw each setting's runs, their mean and its interval."""
-    for place, runs in enumerate(pools.values()):
-        returns = final_returns(runs)
-        axes.plot(returns, [place] * len(returns), "o", color="C0", alpha=0.5, markersize=4)
-        mean = returns.mean()
-        low, high = mean_interval(returns) or (mean, mean)
-        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="k|", capsize=3)
-    axes.set_yticks(range(len(pools)), [label(config) for config in pools], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"mean return of the last {LAST_EPISODES} episodes")
-    axes.grid(axis="x", alpha=0.3)
-
-
 def write(runs: list[Run], folder: Path) -> list[Path]:
     """Write staleness.md and staleness.png into ``folder``; return their paths."""
     pools = by_setting(sorted(runs, key=lambda run: run.attributes["index"]))
@@ -148,7 +137,8 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     if plain:
         draw_distributions(panels[0], plain)
         draw_over_time(panels[1], plain)
-    draw_effects(panels[2], pools)
+    draw_variants(panels[2], [cell(*pair) for pair in pools.items()])
+    panels[2].set_xlabel(f"mean return of the last {LAST_EPISODES} episodes")
     steps = max(run.config["total_steps"] for run in runs)
     panels[2].set_title(f"{steps:,} steps: runs, mean, {CONFIDENCE:.0%} interval", fontsize=9)
     figure.savefig(paths[1], dpi=130)
