@@ -465,10 +465,10 @@ def bench_parts(
 
     env: the environments against the emulator alone. train: a whole run against the same, and where
     its time goes. server: pushes against moving as many bytes, and against those with the first of
-    --ranks; the idle server. start: the time to every worker's first push against the imports alone,
-    and memory. park: cores and memory of workers that are parked, and the seconds that one takes to
-    join. group: how many of a group's updates, made without a lock, meet another's and are lost.
-    Without a name, all that the job allows. Nothing else should run meanwhile.
+    --ranks; the idle server. start: the time to every worker's first push against the imports
+    alone, and memory. park: cores and memory of workers that are parked, and the seconds that one
+    takes to join. group: how many of a group's updates, made without a lock, meet another's and are
+    lost. Without a name, all that the job allows. Nothing else should run meanwhile.
     """
     from mpi_rl import bench
 
