@@ -2,7 +2,10 @@
 
 The game is flappy_bird_gymnasium's, with its 12 numbers as observation (the three next pipes, the
 bird's height, velocity and rotation, all scaled to about 1) where the deck's has 8 raw ones. A step
-is a frame. Rewards are the deck's: +1 for a pipe passed, -5 for the end; 0 for staying alive.
+is a frame. Rewards are the deck's: +1 for a pipe passed, -5 for the end; 0 for staying alive. As in
+its game (FlappyBird of the PyGame Learning Environment) it is the end, too, to leave the screen at
+the top. Without that a bird that flaps at random always gets exactly as far as the first pipe, and
+there is nothing to tell one episode from another.
 """
 
 import os
@@ -22,6 +25,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 LOSS = -5.0
+HEIGHT = 9  # place of the bird's in an observation: 0 at the top
 PIPES_SEED = 0  # where every episode has the same pipes
 
 
@@ -45,10 +49,11 @@ class FlappyBird:
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Play a frame: 1 flaps."""
         observation, _, terminated, _, info = self._game.step(action)
+        terminated |= observation[HEIGHT] <= 0
         reward = info["score"] - self._score + LOSS * terminated
         self._score = info["score"]
         self._frames += 1
-        return observation, reward, terminated, self._frames >= self._max_frames, info
+        return observation, reward, bool(terminated), self._frames >= self._max_frames, info
 
     def render(self) -> Any:
         """Return the picture."""

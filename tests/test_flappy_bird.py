@@ -39,6 +39,16 @@ def test_a_pipe_pays_one_the_end_costs_five_and_staying_alive_nothing():
     assert falls.count(LOSS) >= 1 and falls.count(1.0) == 0
 
 
+def test_leaving_the_screen_at_the_top_is_the_end():
+    envs = make_envs(spec(), 1)
+    height, steps = float(envs.reset(np.array([1]))[0, 9]), 0
+    while not (result := envs.step(np.array([1]))).terminated[0]:
+        assert (height := float(result.observations[0, 9])) > 0
+        steps += 1
+    assert result.rewards[0] == LOSS and result.final_observations[0, 9] <= 0 and steps > 10
+    assert height < 0.1
+
+
 def test_an_episode_is_cut_after_max_episode_frames():
     envs = make_envs(spec(max_episode_frames=100), 1)
     _, over = play(envs, 1, 100)
