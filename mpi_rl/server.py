@@ -52,13 +52,11 @@ def serve(
     def is_over() -> bool:
         return bool(stop.reason) or recorder.spent() >= 1
 
-    # Workers that have not been told to stop, and those of them that wait to be admitted.
-    serving, parked = set(range(link.num_workers)), set[int]()
     backoff, shown = Backoff(spin, link.bell), perf_counter()
-    stop, tell = _Stop(stop_requested, recorder), _Commands(groups)
+    stop, roster = _Stop(stop_requested, recorder), _Roster(groups, growth)
     stop.save()
     show()  # speed is measured from here on
-    while serving:
+    while roster.serving:
         began = perf_counter()
         if stop.look(began):
             link.hurry()
@@ -66,37 +64,29 @@ def serve(
         for worker in arrived:
             kind, rng_state = link.header(worker)["kind"], None
             if kind == Kind.READY:
-                parked.add(worker)
+                roster.parked.add(worker)
                 continue
             if kind == Kind.JOIN:
-                command = tell(worker, is_over())
+                command = roster.tell(worker, is_over())
                 if command != Command.STOP:
                     np.copyto(link.params(worker), update_rule.start(worker))
                     rng_state = recorder.join(worker, link.header(worker)["rng_state"])
             else:
                 _take_in(link, worker, update_rule, recorder, config, growth)
-                command = tell(worker, is_over())
-            updated = perf_counter()
-            if command == Command.STOP:
-                serving.remove(worker)
-            elif worker >= growth.wanted:
-                command = Command.PARK
+                command = roster.tell(worker, is_over())
+            if command == Command.PARK:
                 recorder.leave(worker)
+            updated = perf_counter()
             link.reply(worker, recorder.version, command, rng_state)
             replied = perf_counter()
             recorder.serve_time("update", updated - began)
             recorder.serve_time("reply", replied - updated)
             began = replied
-        if parked and (is_over() or min(parked) < growth.wanted):
-            for worker in sorted(parked):
-                if is_over() or worker < growth.wanted:
-                    command = tell(worker, is_over())
-                    if command == Command.STOP:
-                        serving.remove(worker)
-                    elif config.growth != "none":
-                        recorder.event("admit", worker)
-                    parked.remove(worker)
-                    link.reply(worker, recorder.version, command)
+        for worker in roster.released(is_over):
+            command = roster.tell(worker, is_over())
+            if command != Command.STOP and config.growth != "none":
+                recorder.event("admit", worker)
+            link.reply(worker, recorder.version, command)
         if arrived:
             backoff.reset()
         else:
@@ -111,26 +101,43 @@ def serve(
         if recorder.is_due():
             stop.save()
             recorder.serve_time("write", perf_counter() - now)
-    stop.end(serving)
+    stop.end(roster.serving)
     recorder.finish("complete" if recorder.spent() >= 1 else "checkpointed")
     show(last=True)
 
 
-class _Commands:
-    """What workers are told: members of a group, who all push once per meeting, the same."""
+class _Roster:
+    """Who is ``serving``, not told to stop yet; who of them is ``parked``; and what to tell them.
 
-    def __init__(self, groups: Sequence[int]) -> None:
-        self._groups, self._sizes = groups, Counter(groups)
+    Members of a group, who all push once per meeting, are told the same.
+    """
+
+    def __init__(self, groups: Sequence[int], growth: Growth) -> None:
+        self.serving, self.parked = set(range(len(groups))), set[int]()
+        self._groups, self._sizes, self._growth = groups, Counter(groups), growth
         self._asked: Counter[int] = Counter()
         self._commands: dict[int, Command] = {}
 
-    def __call__(self, worker: int, is_over: bool) -> Command:
+    def tell(self, worker: int, is_over: bool) -> Command:
         """Return what to answer ``worker``: STOP if it ``is_over`` for the first of its group."""
         group = self._groups[worker]
         if self._asked[group] % self._sizes[group] == 0:
             self._commands[group] = Command.STOP if is_over else Command.CONTINUE
         self._asked[group] += 1
+        if self._commands[group] == Command.STOP:
+            self.serving.remove(worker)
+        elif worker >= self._growth.wanted:
+            return Command.PARK
         return self._commands[group]
+
+    def released(self, is_over: Callable[[], bool]) -> list[int]:
+        """Return who is parked no longer: those who are wanted, or all where it ``is_over``."""
+        if not self.parked:
+            return []
+        wanted = math.inf if is_over() else self._growth.wanted
+        found = [worker for worker in sorted(self.parked) if worker < wanted]
+        self.parked.difference_update(found)
+        return found
 
 
 class _Stop:

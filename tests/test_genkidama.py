@@ -14,11 +14,12 @@ from mpi_rl import genkidama
 from mpi_rl.agent import make_rng
 from mpi_rl.config import Config
 from mpi_rl.group import groups_of
+from mpi_rl.growth import growth
 from mpi_rl.inspect import summary, verify_run
 from mpi_rl.losses import Losses
 from mpi_rl.recorder import RESUMED
 from mpi_rl.runfile import read_run
-from mpi_rl.server import _Commands
+from mpi_rl.server import _Roster
 from mpi_rl.transport import REPLY, Command, header_dtype
 from mpi_rl.updates import Mixing, mix
 from tests.ranks import ROOT, finish, mpirun, rank, start, wait_for
@@ -138,7 +139,7 @@ def test_groups_are_neighbours_on_one_node():
 
 
 def test_members_of_a_group_are_told_the_same():
-    tell = _Commands([0, 0, 1])
+    tell = _Roster([0, 0, 1], growth(vars(Config()), 3)).tell
     told = [tell(worker, over) for worker, over in ((0, False), (1, True), (1, True), (0, False))]
     assert told == [Command.CONTINUE] * 2 + [Command.STOP] * 2
     assert tell(2, True) == Command.STOP
