@@ -342,7 +342,8 @@ def _learn(comm: "MPI.Intracomm", plan: Plan, link: "WorkerLink") -> None:
     config, me = plan.options.config, comm.rank - 1
     rng, own = make_rng(config.seed, me), np.zeros((2, link.params.size), np.float32)
     if config.algorithm == "a3c":
-        params = link.params if config.pull_period == 1 else own[0]
+        is_copy = config.pull_period > 1 or config.delayed_pull
+        params = own[0] if is_copy else link.params
         agent = Agent(config, plan.env, plan.network, params, link.grads, rng)
         a3c.work(link, agent, config)
     else:

@@ -19,7 +19,7 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     """Run one worker until the server says stop, or park.
 
     With a pull_period above 1 the agent's parameters are not the link's but a copy, renewed only so
-    often, and where an episode ends.
+    often, and where an episode ends; with delayed_pull, a copy of what the pull before brought.
     """
     link.header["kind"] = Kind.JOIN
     link.header["rng_state"] = rng_state(agent.rng)
@@ -30,10 +30,15 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     agent.reset()
     push_s = wait_s = 0.0
     cpu, age = process_time(), 0  # pushes since the last pull
+    held, held_version = link.params.copy(), reply["version"].item()
     while reply["command"] == Command.CONTINUE:
         if age % config.pull_period == 0:
             version, age = reply["version"].item(), 0
-            if agent.params is not link.params:
+            if config.delayed_pull:
+                np.copyto(agent.params, held)
+                np.copyto(held, link.params)
+                version, held_version = held_version, version
+            elif agent.params is not link.params:
                 np.copyto(agent.params, link.params)
         rollout = agent.collect()
         started = perf_counter()

@@ -206,7 +206,7 @@ class Agent:
         values, returns = self._evaluate(rollout, length)
         played = rollout.logits[:length], values, rollout.actions[:length], returns
         losses, logits_grad, values_grad = actor_critic_loss(
-            *played, config.entropy_coef, config.value_coef
+            *played, config.entropy_coef, config.value_coef, config.huber_delta
         )
         if config.mean_loss:
             logits_grad, values_grad = logits_grad / len(values), values_grad / len(values)

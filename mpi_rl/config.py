@@ -90,8 +90,8 @@ class Config:
     initialization: str = _setting(
         "orthogonal",
         "first parameters: orthogonal (PPO), uniform with bound 1/sqrt(fan_in) "
-        "(Torch7, A3C) or normal with deviation 0.1 (Genkidama)",
-        choices=("orthogonal", "uniform", "normal"),
+        "(Torch7, A3C), glorot (Keras) or normal with deviation 0.1 (Genkidama)",
+        choices=("orthogonal", "uniform", "glorot", "normal"),
     )
 
     # Algorithm
@@ -149,6 +149,11 @@ class Config:
     pull_period: int = _setting(
         1, "updates from one pull of parameters to a worker's next; episodes' ends are pulls too", 1
     )
+    delayed_pull: bool = _setting(
+        False,
+        "workers use each pull's parameters one pull later, as if they had waited in a queue",
+        algorithm="a3c",
+    )
 
     # Learning
     n_steps: int = _setting(
@@ -180,6 +185,9 @@ class Config:
         0.001, "weight of the policy's entropy (beta of the A3C paper)", 0
     )
     value_coef: float = _setting(0.5, "weight of the squared value error", 0)
+    huber_delta: float = _setting(
+        0.0, "value errors beyond this count linearly, as in Huber's loss (0: never)", 0
+    )
     max_grad_norm: float = _setting(100.0, "gradients are scaled down to this norm (0: never)", 0)
     update_rule: str = _setting(
         "adam", "how a gradient is applied", choices=("rmsprop", "adam", "sgd")
@@ -294,19 +302,20 @@ class Config:
                 f"learn_last_step = False with envs_per_worker = {self.envs_per_worker}: must be"
                 " True, or one environment, whose rollouts end with its episodes"
             )
+        for choice in "algorithm", "growth":
+            self._check_only_with(choice)
         if self.algorithm == "genkidama":
             self._check_genkidama()
-        else:
-            self._check_a3c()
         self._check_growth()
 
-    def _check_a3c(self) -> None:
+    def _check_only_with(self, choice: str) -> None:
+        made = getattr(self, choice)
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if item.metadata["algorithm"] == "genkidama" and value != item.default:
+            only, value = item.metadata[choice], getattr(self, item.name)
+            if only not in ("", made) and value != item.default:
                 raise ValueError(
-                    f"{item.name} = {value!r} with algorithm = 'a3c', whose workers are on their"
-                    f" own: must be {item.default!r}, or algorithm = 'genkidama'"
+                    f"{item.name} = {value!r} with {choice} = {made!r}: must be {item.default!r},"
+                    f" or {choice} = {only!r}"
                 )
 
     def _check_growth(self) -> None:
@@ -316,13 +325,6 @@ class Config:
             raise ValueError(
                 f"initial_workers = {count} with growth = {self.growth!r}: must be {right}"
             )
-        for item in dataclasses.fields(self):
-            policy, value = item.metadata["growth"], getattr(self, item.name)
-            if policy not in ("", self.growth) and value != item.default:
-                raise ValueError(
-                    f"{item.name} = {value!r} with growth = {self.growth!r}: must be"
-                    f" {item.default!r}, or growth = {policy!r}"
-                )
         if max(count, *self.growth_workers, 0) > most:
             raise ValueError(
                 f"initial_workers = {count}, growth_workers = {list(self.growth_workers)} with"

@@ -1,20 +1,22 @@
 """FlappyBird-v0 as the "A3C parallelism vs learning efficiency" deck plays it.
 
-The game is flappy_bird_gymnasium's, with its 12 numbers as observation (the three next pipes, the
-bird's height, velocity and rotation, all scaled to about 1) where the deck's has 8 raw ones. A step
-is a frame. Rewards are the deck's: +1 for a pipe passed, -5 for the end; 0 for staying alive. As in
-its game (FlappyBird of the PyGame Learning Environment) it is the end, too, to leave the screen at
-the top. Without that a bird that flaps at random always gets exactly as far as the first pipe, and
-there is nothing to tell one episode from another.
+The game is flappy_bird_gymnasium's, at one step per frame. What differs from that is as in the game
+of the PyGame Learning Environment, with the changes of the deck's author (FrankCCCCC/rl_collection,
+envs/flappyBird.py): the observation, see ``_Game``; the rewards, +1 for a pipe passed, -5 for the
+end and 0 for staying alive; and it is the end, too, to leave the screen at the top. Without that a
+bird that flaps at random always gets exactly as far as the first pipe, and there is nothing to tell
+one episode from another.
 """
 
 import os
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 try:
+    from flappy_bird_gymnasium.envs.constants import PIPE_WIDTH
     from flappy_bird_gymnasium.envs.flappy_bird_env import FlappyBirdEnv
 except ModuleNotFoundError as error:
     if error.name != "flappy_bird_gymnasium":
@@ -25,8 +27,33 @@ except ModuleNotFoundError as error:
     ) from None
 
 LOSS = -5.0
-HEIGHT = 9  # place of the bird's in an observation: 0 at the top
 PIPES_SEED = 0  # where every episode has the same pipes
+
+
+class _Game(FlappyBirdEnv):
+    """The game, observed as 8 numbers, in pixels.
+
+    The bird's height and velocity, then of each of the two next pipes, whose middle is still ahead:
+    the distance to that, and how far its opening's top and bottom lie below the bird.
+    """
+
+    def __init__(self, render_mode: str | None) -> None:
+        super().__init__(use_lidar=False, render_mode=render_mode)
+        self.observation_space = Box(-np.inf, np.inf, (8,), np.float64)
+
+    @property
+    def is_above_screen(self) -> bool:
+        """Whether the bird has left the screen at the top."""
+        return self._player_y <= 0
+
+    def _get_observation_features(self) -> tuple[np.ndarray, None]:
+        height = self._player_y
+        pipes = sorted(
+            (distance, lower["y"] - self._pipe_gap - height, lower["y"] - height)
+            for lower in self._lower_pipes
+            if (distance := lower["x"] + PIPE_WIDTH / 2 - self._player_x) > 0
+        )
+        return np.array([height, self._player_vel_y, *pipes[0], *pipes[1]], np.float64), None
 
 
 class FlappyBird:
@@ -35,7 +62,7 @@ class FlappyBird:
     metadata = FlappyBirdEnv.metadata
 
     def __init__(self, fixed_pipes: bool, max_frames: int, render_mode: str | None = None) -> None:
-        self._game = FlappyBirdEnv(use_lidar=False, render_mode=render_mode)
+        self._game = _Game(render_mode)
         self.observation_space = self._game.observation_space
         self.action_space = self._game.action_space
         self._fixed_pipes, self._max_frames = fixed_pipes, max_frames
@@ -49,11 +76,11 @@ class FlappyBird:
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Play a frame: 1 flaps."""
         observation, _, terminated, _, info = self._game.step(action)
-        terminated |= observation[HEIGHT] <= 0
+        terminated = terminated or self._game.is_above_screen
         reward = info["score"] - self._score + LOSS * terminated
         self._score = info["score"]
         self._frames += 1
-        return observation, reward, bool(terminated), self._frames >= self._max_frames, info
+        return observation, reward, terminated, self._frames >= self._max_frames, info
 
     def render(self) -> Any:
         """Return the picture."""

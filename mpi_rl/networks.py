@@ -145,10 +145,14 @@ def initial_params(spec: NetworkSpec, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     stack = layers(spec)
     for i, (layer, (weight, bias)) in enumerate(zip(stack, views(spec, params))):
-        bound = layer.fan_in**-0.5
         if spec.initialization == "normal":
             weight[:] = rng.normal(0, NORMAL_DEVIATION, layer.shape)
+        elif spec.initialization == "glorot":  # Glorot and Bengio 2010, equation 16; Keras's own
+            fan_out = layer.outputs * (layer.side**2 or 1)
+            bound = (6 / (layer.fan_in + fan_out)) ** 0.5
+            weight[:] = rng.uniform(-bound, bound, layer.shape)
         elif spec.initialization == "uniform":
+            bound = layer.fan_in**-0.5
             weight[:] = rng.uniform(-bound, bound, layer.shape)
             bias[:] = rng.uniform(-bound, bound, bias.shape)
         else:

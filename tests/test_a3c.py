@@ -70,6 +70,19 @@ def test_parameters_are_pulled_every_so_often_and_where_an_episode_ends(pull_per
     assert link.pushed[1:] == expected  # the version that the gradient was taken at
 
 
+def test_delayed_parameters_are_those_of_the_pull_before():
+    link = Link()
+    a3c.work(link, player := Agent(np.zeros(3, np.float32)), Config(delayed_pull=True))
+    expected = [10 * max(push - 1, 1) for push in range(1, 13)]
+    assert player.played == link.pushed[1:] == expected
+    link = Link()
+    held = Config(delayed_pull=True, pull_period=3)
+    a3c.work(link, player := Agent(np.zeros(3, np.float32)), held)
+    pulled_at = [1, 1, 4, 6, 9]  # of the pulls at 1, 4, 6, 9 and 11
+    expected = [10 * pulled_at[sum(push >= at for at in (4, 6, 9, 11))] for push in range(1, 13)]
+    assert player.played == link.pushed[1:] == expected
+
+
 class Updating(Link):
     """A server of one worker that applies its gradients, and keeps what has come of each."""
 

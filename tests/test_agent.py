@@ -48,7 +48,8 @@ class Tape:
 
 # What the thesis' code has that the paper has not.
 THESIS = dict(bootstrap="last", time_limit_terminates=True, mean_loss=True)
-VARIANTS = [{}, THESIS, *({name: value} for name, value in THESIS.items())]
+HUBER = dict(huber_delta=0.5)
+VARIANTS = [{}, THESIS, HUBER, *({name: value} for name, value in THESIS.items())]
 
 
 def paper_loss(params, tape, actions, advantages_at, variant={}):
@@ -77,7 +78,9 @@ def paper_loss(params, tape, actions, advantages_at, variant={}):
             advantage = following - forward(advantages_at, tape.observations[t, e])[1]
             entropy = -sum(p * math.log(p) for p in probabilities)
             total += -math.log(probabilities[actions[t, e]]) * advantage
-            total += CONFIG.value_coef * (following - value) ** 2 - CONFIG.entropy_coef * entropy
+            size, most = abs(following - value), variant.get("huber_delta", math.inf)
+            error = size**2 if size <= most else 2 * most * (size - most / 2)
+            total += CONFIG.value_coef * error - CONFIG.entropy_coef * entropy
     return total / ENVS / (STEPS if "mean_loss" in variant else 1)
 
 

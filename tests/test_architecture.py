@@ -48,7 +48,7 @@ HOMES = {
     "mpi4py": {"transport", "group", "evaluate", "bench_ranks", "bench_imports", "__main__"},
     "h5py": {"runfile"},
     "torch": {"torchnet", "bench_imports"},
-    "gymnasium": {"envs"},
+    "gymnasium": {"envs", "flappy_bird"},
     "flappy_bird_gymnasium": {"flappy_bird"},
     "ale_py": {"envs", "bench_imports"},
     "rich": {"progress"},

@@ -68,6 +68,7 @@ def test_sweep_is_the_product_in_file_order(tmp_path):
         ("max_episode_frames = 3000000000", "must be at most 1000000000"),
         ("update_rule = 'adamw'", "update_rule = 'adamw': must be one of rmsprop, adam, sgd"),
         ("exchange_dtype = 'float16'", "exchange_dtype = 'float16' with algorithm = 'a3c'"),
+        ("algorithm = 'genkidama'\ndelayed_pull = true", "delayed_pull = True with .*= 'a3c'"),
         ("beta = 0.5", "beta = 0.5 with algorithm = 'a3c'.* must be 0.0, or algorithm ="),
         ("total_steps = 100", "total_steps = 100 is less than one rollout: .* = 120"),
     ],

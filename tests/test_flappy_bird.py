@@ -15,8 +15,7 @@ def spec(**settings):
 
 def steer(observation):
     """Flap when the bird, 24 pixels high, comes near the next gap's lower edge: passes many."""
-    x, _, bottom = next(pipe for pipe in observation[:9].reshape(3, 3) if pipe[0] > 0.02)
-    return int(observation[9] + 24 / 512 > (bottom - 12 / 512 if x < 1 else 0.5))
+    return int(observation[4] < 24 + 12)
 
 
 def play(envs, seed, steps):
@@ -39,14 +38,37 @@ def test_a_pipe_pays_one_the_end_costs_five_and_staying_alive_nothing():
     assert falls.count(LOSS) >= 1 and falls.count(1.0) == 0
 
 
+def test_an_observation_is_the_bird_and_the_two_next_pipes_in_pixels():
+    envs = make_envs(spec(), 1)
+    seen = envs.reset(np.array([1]))[0].copy()
+    game = envs.envs[0]._game
+    (first, second, third), middle = game._lower_pipes, 26 - 57
+    near, far = first["x"] + middle, second["x"] + middle
+    assert seen.tolist() == [
+        *(244, -9),  # half-way up, and rising
+        *(near, first["y"] - 100 - 244, first["y"] - 244),
+        *(far, second["y"] - 100 - 244, second["y"] - 244),
+    ]
+    for step in range(1, 75):
+        seen = envs.step(np.array([steer(seen)])).observations[0].copy()
+        assert seen[0] == game._player_y and seen[1] == game._player_vel_y
+        if near > 4 * step:
+            assert (seen[2], seen[5]) == (near - 4 * step, far - 4 * step)
+            assert seen[3] + seen[0] + 100 == first["y"] == seen[4] + seen[0]
+        else:  # its middle is behind the bird's
+            assert (seen[2], seen[5]) == (far - 4 * step, third["x"] + middle)
+            assert seen[4] + seen[0] == second["y"] and seen[7] + seen[0] == third["y"]
+    assert near < 4 * step
+
+
 def test_leaving_the_screen_at_the_top_is_the_end():
     envs = make_envs(spec(), 1)
-    height, steps = float(envs.reset(np.array([1]))[0, 9]), 0
+    height, steps = float(envs.reset(np.array([1]))[0, 0]), 0
     while not (result := envs.step(np.array([1]))).terminated[0]:
-        assert (height := float(result.observations[0, 9])) > 0
+        assert (height := float(result.observations[0, 0])) > 0
         steps += 1
-    assert result.rewards[0] == LOSS and result.final_observations[0, 9] <= 0 and steps > 10
-    assert height < 0.1
+    assert result.rewards[0] == LOSS and result.final_observations[0, 0] <= 0 and steps > 10
+    assert height < 50
 
 
 def test_an_episode_is_cut_after_max_episode_frames():
@@ -75,7 +97,7 @@ def test_the_spec_has_fixed_pipes_only_where_they_are_on():
     )
     for one in spec(), spec(fixed_pipes=True):
         assert env_spec_from_json(one.to_json()) == one
-    assert spec().observation_shape == (12,) and spec().num_actions == 2
+    assert spec().observation_shape == (8,) and spec().num_actions == 2
 
 
 def test_it_can_be_watched():

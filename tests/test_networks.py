@@ -175,7 +175,10 @@ def test_orthogonal_weights_of_a_hidden_layer_as_narrow_as_a_head():
     np.testing.assert_allclose(norms, expected, rtol=1e-4)
 
 
-def test_uniform_and_normal_have_the_spread_of_their_sources():
+def test_uniform_glorot_and_normal_have_the_spread_of_their_sources():
+    wide = spec(hidden_sizes=(500,), observation_shape=(100,), initialization="glorot")
+    weight, bias = views(wide, initial_params(wide, 0))[0]
+    assert 0.099 < np.abs(weight).max() <= 0.1 and not bias.any()
     wide = spec(hidden_sizes=(400,), observation_shape=(100,), initialization="uniform")
     weight, bias = views(wide, initial_params(wide, 0))[0]
     assert 0.099 < np.abs(weight).max() <= 0.1 and 0.09 < np.abs(bias).max() <= 0.1
