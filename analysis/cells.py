@@ -190,25 +190,27 @@ def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
     return float((above + 0.5 * (one[:, None] == other)).mean())
 
 
+def bootstrapped(
+    statistic: Callable[[np.ndarray, np.ndarray], float], one: np.ndarray, other: np.ndarray
+) -> tuple[float, float]:
+    """Return the bootstrap interval of a statistic of two settings' runs, at least two of each."""
+    found = bootstrap((one, other), statistic, vectorized=False, **_bootstrapping(2000))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 def improvement(one: Cell, other: Cell) -> list[str]:
     """Return how likely a run of ``one`` beats a run of ``other``, as a row of a table."""
     label = f"{one.label} over {other.label}"
     if one is other or min(len(one.returns), len(other.returns)) < 2:
         return [label, "", ""]
-    found = bootstrap(
-        (one.returns, other.returns),
-        probability_of_improvement,
-        vectorized=False,
-        **_bootstrapping(2000),
-    ).confidence_interval
+    found = bootstrapped(probability_of_improvement, one.returns, other.returns)
     between = (
         None if one.thesis is None or other.thesis is None else one.thesis[0] - other.thesis[0]
     )
     return [
         label,
         "" if between is None else f"{between:+.1f}",
-        f"{probability_of_improvement(one.returns, other.returns):.2f}"
-        + in_brackets((found.low, found.high), ".2f"),
+        f"{probability_of_improvement(one.returns, other.returns):.2f}" + in_brackets(found, ".2f"),
     ]
 
 

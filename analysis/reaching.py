@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import CensoredData, ecdf, rankdata
 
 from analysis.learning_curves import running_average
@@ -44,7 +45,7 @@ def share_over(places: Sequence[float], budgets: Sequence[float]) -> tuple[np.nd
     return found.quantiles, found.probabilities
 
 
-def sooner(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+def sooner(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
     """Return how likely a run of ``one`` is sooner than one of ``other``, and chance's share.
 
     Ties, also of those that never get there, count half. The second number is the two-sided p of

@@ -16,15 +16,17 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, kruskal
 
 from analysis.cells import (
     CONFIDENCE,
+    bootstrapped,
     by_setting,
     command,
     in_brackets,
     markdown,
     mean_interval,
+    probability_of_improvement,
 )
 from analysis.learning_curves import interval_of_mean, running_average
 from analysis.reaching import AXES, along, ends, reached, share_over, sooner
@@ -71,16 +73,16 @@ def label(config: Config) -> str:
     return f"{config.initial_workers} to {config.num_workers}"
 
 
-def final_score(run: Run) -> float:
-    """Return the mean of a run's last episodes."""
-    return float(run.episodes["episode_return"][-LAST_EPISODES:].mean())
+def final_score(run: Run, episodes: int | None = None) -> float:
+    """Return the mean of the last of a run's first ``episodes``, or of all."""
+    return float(run.episodes["episode_return"][:episodes][-LAST_EPISODES:].mean())
 
 
 def summary(game: Game, pools: dict[str, list[Run]]) -> str:
     """Return a row per number of workers: final scores, who reached which score, speed."""
     header = ["workers", f"last {LAST_EPISODES:,} episodes: mean [{CONFIDENCE:.0%}]", "seeds"]
     header += [f"reach {score:g}" for score in game.scores]
-    header += ["steps/s", "episodes", "staleness"]
+    header += ["steps/s", "episodes", "staleness", "entropy at first"]
     rows = []
     for name, runs in pools.items():
         scores = np.array([final_score(run) for run in runs])
@@ -93,8 +95,46 @@ def summary(game: Game, pools: dict[str, list[Run]]) -> str:
         rates = [run.attributes["step"] / run.attributes["wall_time_s"] for run in runs]
         row += [f"{np.mean(rates):,.0f}", f"{np.mean([ends(run, 'episode') for run in runs]):,.0f}"]
         row.append(f"{np.mean([mean_staleness(run) for run in runs]):.1f}")
+        row.append(", ".join(f"{run.tables['intervals']['entropy'][0]:.0e}" for run in runs))
         rows.append(row)
     return markdown(header, rows)
+
+
+def scores_compared(pools: dict[str, list[Run]]) -> str:
+    """Return every two numbers of workers: whose scores are higher after as many episodes."""
+    header = ["", "higher, of pairs of runs", "difference of means", "p"]
+    rows, names = [], list(pools)
+    for number, one in enumerate(names):
+        for other in names[number + 1 :]:
+            both = [*pools[one], *pools[other]]
+            seen = min(run.config["total_episodes"] or len(run.episodes["step"]) for run in both)
+            first, second = (
+                np.array([final_score(run, seen) for run in pools[name]]) for name in (one, other)
+            )
+            share = probability_of_improvement(first, second)
+            difference = first.mean() - second.mean()
+            row = [f"{one} over {other}", f"{share:.2f}", f"{difference:+.1f}", ""]
+            if min(len(first), len(second)) > 1:
+                row[1] += in_brackets(
+                    bootstrapped(probability_of_improvement, first, second), ".2f"
+                )
+                row[2] += in_brackets(bootstrapped(_difference, first, second), "+.1f")
+                row[3] = f"{sooner(-first, -second)[1]:.3f}"
+            rows.append(row)
+    fixed = [
+        [final_score(run) for run in runs] for name, runs in pools.items() if " to " not in name
+    ]
+    text = markdown(header, rows)
+    if len(fixed) > 1 and len(set(sum(fixed, []))) > 1:
+        text += (
+            "\n\nThat the fixed numbers of workers all do the same: p"
+            f" {kruskal(*fixed).pvalue:.3f} (Kruskal and Wallis)."
+        )
+    return text
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one.mean() - other.mean())
 
 
 def mean_staleness(run: Run) -> float:
@@ -146,6 +186,11 @@ def report(game: Game, pools: dict[str, list[Run]]) -> str:
         " percentile bootstraps over runs, shares Clopper-Pearson intervals."
     )
     parts = [f"# {game.title}: numbers of workers", note, summary(game, pools)]
+    parts += [
+        f"## Scores\n\nMeans of the last {LAST_EPISODES:,} episodes, of growing runs after as many"
+        f" episodes as the others have; pairs and differences with {CONFIDENCE:.0%} intervals.",
+        scores_compared(pools),
+    ]
     for score in game.scores:
         parts += [f"## A score of {score:g}", times(game, pools, score)]
         parts += [comparisons(game, pools, score)]

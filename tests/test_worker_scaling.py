@@ -49,6 +49,8 @@ def test_tables_say_who_reached_what_and_when(flappy, tmp_path):
     first = text.splitlines().index(next(one for one in text.splitlines() if "reach 50" in one))
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines()[first:][:6]}
     assert "5 of 5" in lines["10 workers"] and "0 of 5" in lines["40 workers"]
+    assert "| 10 workers over 40 workers | 1.00 [1.00, 1.00] | +30" in text
+    assert "| 10 workers over 10 to 20 | " in text and "(Kruskal and Wallis)" in text
     never = [line for line in text.splitlines() if line.startswith("| 40 workers | never, never")]
     assert len(never) == 3  # for each score
     assert "| 4 workers before 10 workers | 0.00 (p 0.008)" in text
