@@ -1,49 +1,70 @@
 """Bells: ranks of one node wake one another, so that none has to look again and again.
 
-A rank's bell is a datagram socket with a name of its own, in Linux's abstract namespace: nothing is
-left behind, whatever dies. What a bell says is only "look again", so a lost or a superfluous ring
-does no harm.
+A rank's bell is a pipe, which the others of its node open through /proc: nothing is left behind,
+whatever dies. What a bell says is only "look again", so a lost or a superfluous ring does no harm.
 """
 
+import os
 import select
-import socket
+from typing import NamedTuple
+
+_MANY = 65536  # bytes: all that a pipe holds
+
+
+class Address(NamedTuple):
+    """Where to find a bell, and what is there, if it is that and not another process's."""
+
+    path: str
+    device: int
+    inode: int
 
 
 class Bell:
-    """The bell of ``rank``; those who know the ``token`` may ring it."""
+    """A rank's bell, and the bells that it has found of others."""
 
-    # Whether all who may ring have found this bell; containers may have networks of their own.
+    # Whether all who may ring have found this bell; containers may have processes of their own.
     is_trusted = False
 
-    def __init__(self, token: str, rank: int) -> None:
-        self._token = token
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(self._name(rank))
+    def __init__(self) -> None:
+        self._reads, self._writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._others: dict[int, int] = {}
+
+    @property
+    def address(self) -> Address:
+        """Return what others find the bell by."""
+        there = os.fstat(self._writes)
+        return Address(f"/proc/{os.getpid()}/fd/{self._writes}", there.st_dev, there.st_ino)
+
+    def find(self, rank: int, address: Address) -> bool:
+        """Look for the bell of ``rank``; say whether it is there."""
+        try:
+            there = os.stat(address.path)
+            if (there.st_dev, there.st_ino) != address[1:]:
+                return False
+            self._others[rank] = os.open(address.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        return True
 
     def ring(self, rank: int) -> bool:
-        """Wake ``rank``, now or when it next waits; say whether it has a bell."""
+        """Wake ``rank``, now or when it next waits; say whether its bell was found and is there."""
         try:
-            self._socket.sendto(b"!", self._name(rank))
+            os.write(self._others[rank], b"!")
         except BlockingIOError:  # it has not heard the last rings yet: they will do
             pass
-        except OSError:
+        except (KeyError, OSError):
             return False
         return True
 
     def wait(self, seconds: float) -> bool:
         """Sleep until somebody rings, or for so long; say whether somebody did."""
-        if not select.select([self._socket], [], [], seconds)[0]:  # poll has whole milliseconds
+        if not select.select([self._reads], [], [], seconds)[0]:  # poll has whole milliseconds
             return False
-        try:
-            while self._socket.recv(1):
-                pass
-        except BlockingIOError:
-            pass
+        os.read(self._reads, _MANY)
         return True
 
     def close(self) -> None:
         """Take the bell down."""
-        self._socket.close()
-
-    def _name(self, rank: int) -> str:
-        return f"\0mpi_rl-{self._token}-{rank}"
+        for pipe in self._reads, self._writes, *self._others.values():
+            os.close(pipe)
+        self._others.clear()

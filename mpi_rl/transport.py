@@ -17,7 +17,6 @@ import enum
 import itertools
 import os
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -147,9 +146,11 @@ def wait_until(
     done: Callable[[], object], spin: bool = False, bell: Bell | None = None, parks: bool = False
 ) -> None:
     """Call ``done`` until it is true, with a ``Backoff`` in between."""
-    backoff = Backoff(spin, bell, parks)
-    while not done():
+    if not done():
+        backoff = Backoff(spin, bell, parks)
         backoff.sleep()
+        while not done():
+            backoff.sleep()
 
 
 def sleeping_barrier(comm: MPI.Comm, spin: bool = False) -> None:
@@ -198,14 +199,10 @@ class _Link:
         self._node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank))
         self._near = not by_message and self._node.allreduce(comm.rank, MPI.MIN) == SERVER
         self._window: MPI.Win | None = None
-        token = uuid.uuid4().hex
-        self.bell: Bell | None = None
-        if comm.rank == SERVER and not by_message:
-            self.bell = Bell(token, SERVER)
-        token = comm.bcast(token)  # the server has its bell: workers may ring it from here on
-        if comm.rank != SERVER and self._near:
-            self.bell = Bell(token, comm.rank)
-            self.bell.is_trusted = self.bell.ring(SERVER)
+        self.bell = Bell() if self._near else None
+        address = comm.bcast(self.bell and self.bell.address)  # the server's
+        if self.bell and comm.rank != SERVER:
+            self.bell.is_trusted = self.bell.find(SERVER, address)
         if self._near:
             self._window = MPI.Win.Allocate_shared(
                 0 if comm.rank == SERVER else slot_bytes, 1, comm=self._node
@@ -258,7 +255,9 @@ class WorkerLink(_Link):
         self._header_alone = slot.messages(near=True)[1]
         self._requests = [self._push, comm.Recv_init([down, MPI.BYTE], SERVER, Tag.REPLY)]
         self._hurry = comm.Irecv([None, MPI.BYTE], SERVER, Tag.HURRY)
-        comm.gather((self._near, node_name(), self.bell and self.bell.is_trusted), root=SERVER)
+        address = self.bell and self.bell.address
+        rings = self.bell and self.bell.is_trusted
+        comm.gather((self._near, node_name(), rings, address), root=SERVER)
 
     def push(self) -> None:
         """Send the header (and grads); both belong to the link until ``pull`` returns.
@@ -333,12 +332,15 @@ class ServerLink(_Link):
         self.num_workers = comm.size - 1
         _, *gathered = comm.gather(None) or [None]
         # Each worker's node and transport, as the run file has them.
-        self.places = [(node, "window" if near else "message") for near, node, _ in gathered]
+        self.places = [(node, "window" if near else "message") for near, node, _, _ in gathered]
         if self.bell:
-            self.bell.is_trusted = all(rings for _, _, rings in gathered)
+            self.bell.is_trusted = all(rings for _, _, rings, _ in gathered)
+            for rank, (*_, address) in enumerate(gathered, start=1):
+                if address:
+                    self.bell.find(rank, address)
         self._slots, self._receives, self._replies = [], [], []
         node_ranks = itertools.count(1)  # of the workers in the window, which keep their order
-        for rank, (near, _, _) in enumerate(gathered, start=1):
+        for rank, (near, *_) in enumerate(gathered, start=1):
             slot = Slot(0 if near else num_params, max_episodes, dtype=dtype)
             if near:  # the vectors are the worker's own; header and reply, being sent, are not
                 memory = self._memory(next(node_ranks))
