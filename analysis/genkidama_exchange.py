@@ -28,7 +28,7 @@ from analysis.cells import (
     markdown,
     mean_interval,
 )
-from analysis.reaching import sooner
+from analysis.reaching import chance
 from mpi_rl.config import NUM_BYTES, Config, config_from_json
 from mpi_rl.runfile import Run
 
@@ -122,8 +122,8 @@ def _against(one: Cell, other: Cell) -> str:
     """Return how likely a run of ``one`` is the better one, and how likely chance does that."""
     if one.label == other.label:
         return ""
-    chance = sooner(one.returns.tolist(), other.returns.tolist())[1]
-    return f"{improvement(one, other)[2]} (p {chance:.3f})"
+    p = chance(one.returns, other.returns)
+    return f"{improvement(one, other)[2]} (p {p:.3f})"
 
 
 def _without_thesis(one: Cell) -> list[str]:

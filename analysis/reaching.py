@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import CensoredData, ecdf, rankdata
+from scipy.stats import CensoredData, ecdf, permutation_test, rankdata
 
 from analysis.learning_curves import running_average
 from mpi_rl.runfile import Run
@@ -45,18 +45,43 @@ def share_over(places: Sequence[float], budgets: Sequence[float]) -> tuple[np.nd
     return found.quantiles, found.probabilities
 
 
-def sooner(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
-    """Return how likely a run of ``one`` is sooner than one of ``other``, and chance's share.
+def sooner(one: ArrayLike, other: ArrayLike) -> float:
+    """Return how likely a run of ``one`` is sooner than one of ``other``.
 
-    Ties, also of those that never get there, count half. The second number is the two-sided p of
-    the exact permutation test of the sum of ranks: of all ways to deal the runs into two groups of
-    these sizes, the share that differs at least as much.
+    Ties, also of those that never get there, count half.
     """
     first, second = np.asarray(one, float), np.asarray(other, float)
-    earlier = (first[:, None] < second).mean() + 0.5 * (first[:, None] == second).mean()
+    return float((first[:, None] < second).mean() + 0.5 * (first[:, None] == second).mean())
+
+
+def chance(one: ArrayLike, other: ArrayLike) -> float:
+    """Return the two-sided p of the exact permutation test of the sum of ranks.
+
+    Of all ways to deal the runs into two groups of these sizes, that is the share which differs at
+    least as much.
+    """
+    first, second = np.asarray(one, float), np.asarray(other, float)
     ranks = rankdata(np.concatenate([first, second]))
     middle = len(first) * (len(ranks) + 1) / 2
     off = abs(ranks[: len(first)].sum() - middle)
     deals = itertools.combinations(ranks.tolist(), len(first))
     as_far = [abs(sum(deal) - middle) >= off - 1e-9 for deal in deals]
-    return float(earlier), float(np.mean(as_far))
+    return float(np.mean(as_far))
+
+
+def chance_of_all(scores: ArrayLike) -> float:
+    """Return the p of Friedman's test, by permutations within seeds, of scores (settings, seeds).
+
+    Of random orders of the settings within each seed, that is the share in which the settings' mean
+    ranks are at least as far apart.
+    """
+    ranks = rankdata(scores, axis=0)
+    found = permutation_test(
+        tuple(ranks),
+        lambda *settings, axis: np.var(np.mean(settings, axis=axis), axis=0),
+        permutation_type="samples",
+        vectorized=True,
+        alternative="greater",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)

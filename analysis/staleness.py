@@ -22,7 +22,7 @@ from analysis.cells import (
     probability_of_improvement,
 )
 from analysis.genkidama_exchange import draw_variants
-from analysis.reaching import sooner
+from analysis.reaching import chance
 from mpi_rl.config import Config
 from mpi_rl.runfile import Run
 
@@ -87,8 +87,7 @@ def report(pools: dict[Config, list[Run]]) -> str:
         if same is not None and same is not config:
             others = cell(same, pools[same]).returns
             likely = probability_of_improvement(returns, others)
-            chance = sooner(returns.tolist(), others.tolist())[1]
-            row[-1] = f"{likely:.2f} ({chance:.3f})"
+            row[-1] = f"{likely:.2f} ({chance(returns, others):.3f})"
         rows.append(row)
     note = (
         "Staleness in updates, of all gradients of all runs that were applied. Intervals are"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from scipy.stats import binomtest, kruskal
+from scipy.stats import binomtest
 
 from analysis.cells import (
     CONFIDENCE,
@@ -29,7 +29,16 @@ from analysis.cells import (
     probability_of_improvement,
 )
 from analysis.learning_curves import interval_of_mean, running_average
-from analysis.reaching import AXES, along, ends, reached, share_over, sooner
+from analysis.reaching import (
+    AXES,
+    along,
+    chance,
+    chance_of_all,
+    ends,
+    reached,
+    share_over,
+    sooner,
+)
 from mpi_rl.config import Config, budget
 from mpi_rl.inspect import moves
 from mpi_rl.runfile import Run
@@ -82,7 +91,7 @@ def summary(game: Game, pools: dict[str, list[Run]]) -> str:
     """Return a row per number of workers: final scores, who reached which score, speed."""
     header = ["workers", f"last {LAST_EPISODES:,} episodes: mean [{CONFIDENCE:.0%}]", "seeds"]
     header += [f"reach {score:g}" for score in game.scores]
-    header += ["steps/s", "episodes", "staleness", "entropy at first"]
+    header += ["steps/s", "episodes", "staleness", "entropy, first interval"]
     rows = []
     for name, runs in pools.items():
         scores = np.array([final_score(run) for run in runs])
@@ -95,19 +104,20 @@ def summary(game: Game, pools: dict[str, list[Run]]) -> str:
         rates = [run.attributes["step"] / run.attributes["wall_time_s"] for run in runs]
         row += [f"{np.mean(rates):,.0f}", f"{np.mean([ends(run, 'episode') for run in runs]):,.0f}"]
         row.append(f"{np.mean([mean_staleness(run) for run in runs]):.1f}")
-        row.append(", ".join(f"{run.tables['intervals']['entropy'][0]:.0e}" for run in runs))
+        entropies = [run.tables["intervals"]["entropy"][:1] for run in runs]
+        row.append(", ".join(f"{value:.2g}" for value in np.concatenate(entropies)))
         rows.append(row)
     return markdown(header, rows)
 
 
 def scores_compared(pools: dict[str, list[Run]]) -> str:
-    """Return every two numbers of workers: whose scores are higher after as many episodes."""
+    """Return every two numbers of workers: whose scores are higher by the smaller budget's end."""
     header = ["", "higher, of pairs of runs", "difference of means", "p"]
     rows, names = [], list(pools)
     for number, one in enumerate(names):
         for other in names[number + 1 :]:
             both = [*pools[one], *pools[other]]
-            seen = min(run.config["total_episodes"] or len(run.episodes["step"]) for run in both)
+            seen = min((n for run in both if (n := run.config.get("total_episodes"))), default=None)
             first, second = (
                 np.array([final_score(run, seen) for run in pools[name]]) for name in (one, other)
             )
@@ -119,17 +129,13 @@ def scores_compared(pools: dict[str, list[Run]]) -> str:
                     bootstrapped(probability_of_improvement, first, second), ".2f"
                 )
                 row[2] += in_brackets(bootstrapped(_difference, first, second), "+.1f")
-                row[3] = f"{sooner(-first, -second)[1]:.3f}"
+                row[3] = f"{chance(first, second):.3f}"
             rows.append(row)
-    fixed = [
-        [final_score(run) for run in runs] for name, runs in pools.items() if " to " not in name
-    ]
+    fixed = [runs for runs in pools.values() if runs[0].config.get("growth", "none") == "none"]
     text = markdown(header, rows)
-    if len(fixed) > 1 and len(set(sum(fixed, []))) > 1:
-        text += (
-            "\n\nThat the fixed numbers of workers all do the same: p"
-            f" {kruskal(*fixed).pvalue:.3f} (Kruskal and Wallis)."
-        )
+    if len(fixed) > 1 and len({tuple(run.config["seed"] for run in runs) for runs in fixed}) == 1:
+        p = chance_of_all([[final_score(run) for run in runs] for runs in fixed])
+        text += f"\n\nThat all fixed numbers of workers do the same: p {p:.4f} (Friedman's test)."
     return text
 
 
@@ -167,8 +173,8 @@ def comparisons(game: Game, pools: dict[str, list[Run]], score: float) -> str:
                 seen = min(ends(run, axis) for run in both)  # of every run
                 places = [reached(run, score, axis, game.decay) for run in both]
                 places = [at if at <= seen else np.inf for at in places]
-                likely, chance = sooner(places[: len(pools[one])], places[len(pools[one]) :])
-                row.append(f"{likely:.2f} (p {chance:.3f})")
+                split = places[: len(pools[one])], places[len(pools[one]) :]
+                row.append(f"{sooner(*split):.2f} (p {chance(*split):.3f})")
             rows.append(row)
     return markdown(header, rows)
 
@@ -182,13 +188,18 @@ def report(game: Game, pools: dict[str, list[Run]]) -> str:
         f" {game.decay:g}) gets there. Sooner: the share of pairs of runs in which the first is"
         " sooner, ties as halves; what happened after the first of these runs had ended does not"
         " count, and a run that had not got there by then is later than any that had. p is of the"
-        " exact permutation test by ranks, not corrected for the number of comparisons. Means have"
-        " percentile bootstraps over runs, shares Clopper-Pearson intervals."
+        " exact permutation test by ranks, not corrected for the number of comparisons. Means,"
+        " differences and shares of pairs have percentile bootstraps over runs, too narrow for so"
+        " few and without a doubt where every run of one is above every run of the other;"
+        " shares of runs have Clopper-Pearson intervals. Runs of one seed begin with the same"
+        " parameters: what holds, holds of these. But for Friedman's, whose permutations are within"
+        " seeds, the tests do not use that."
     )
     parts = [f"# {game.title}: numbers of workers", note, summary(game, pools)]
     parts += [
-        f"## Scores\n\nMeans of the last {LAST_EPISODES:,} episodes, of growing runs after as many"
-        f" episodes as the others have; pairs and differences with {CONFIDENCE:.0%} intervals.",
+        f"## Scores\n\nMeans of the last {LAST_EPISODES:,} episodes, where the smaller of two"
+        f" budgets of episodes ends, or the run; pairs and differences with {CONFIDENCE:.0%}"
+        " intervals.",
         scores_compared(pools),
     ]
     for score in game.scores:
@@ -291,12 +302,16 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
 def _pools(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return runs by number of workers, growing ones last, each in the order of its seeds.
 
-    Raises ValueError for a run of fewer than two episodes, or where settings differ otherwise.
+    Raises ValueError for a run that is not complete, or where settings differ otherwise.
     """
     for run in runs:
-        if len(run.episodes["step"]) < 2:
-            name = f"{run.attributes['job']}[{run.attributes['index']}]"
-            raise ValueError(f"{name}: fewer than two finished episodes")
+        name, status = (
+            f"{run.attributes['job']}[{run.attributes['index']}]",
+            run.attributes["status"],
+        )
+        if status != "complete" or len(run.episodes["step"]) < 2:
+            count = len(run.episodes["step"])
+            raise ValueError(f"{name}: {status} with {count} episodes: must be complete, with two")
     pools = by_setting(sorted(runs, key=lambda run: run.config["seed"]))
     order = sorted(pools, key=lambda one: (one.growth != "none", one.num_workers))
     found: dict[str, list[Run]] = {}

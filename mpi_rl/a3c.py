@@ -30,7 +30,9 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     agent.reset()
     push_s = wait_s = 0.0
     cpu, age = process_time(), 0  # pushes since the last pull
-    held, held_version = link.params.copy(), reply["version"].item()
+    if config.delayed_pull:
+        assert agent.params is not link.params
+        held, held_version = link.params.copy(), reply["version"].item()
     while reply["command"] == Command.CONTINUE:
         if age % config.pull_period == 0:
             version, age = reply["version"].item(), 0

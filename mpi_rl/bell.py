@@ -8,11 +8,11 @@ import os
 import select
 from typing import NamedTuple
 
-_MANY = 65536  # bytes: all that a pipe holds
+_MANY = 65536  # bytes: all that a pipe holds, usually
 
 
 class Address(NamedTuple):
-    """Where to find a bell, and what is there, if it is that and not another process's."""
+    """A bell's path, and the device and inode that tell it from another process's pipe."""
 
     path: str
     device: int

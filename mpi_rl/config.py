@@ -309,12 +309,12 @@ class Config:
         self._check_growth()
 
     def _check_only_with(self, choice: str) -> None:
-        made = getattr(self, choice)
+        chosen = getattr(self, choice)
         for item in dataclasses.fields(self):
             only, value = item.metadata[choice], getattr(self, item.name)
-            if only not in ("", made) and value != item.default:
+            if only not in ("", chosen) and value != item.default:
                 raise ValueError(
-                    f"{item.name} = {value!r} with {choice} = {made!r}: must be {item.default!r},"
+                    f"{item.name} = {value!r} with {choice} = {chosen!r}: must be {item.default!r},"
                     f" or {choice} = {only!r}"
                 )
 

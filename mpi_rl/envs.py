@@ -71,6 +71,12 @@ class VectorTask:
 
     def __init__(self, spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> None:
         self.envs = [_task(asdict(spec), render_mode) for _ in range(num_envs)]
+        shape = self.envs[0].observation_space.shape
+        if shape != spec.observation_shape:
+            raise ValueError(
+                f"env = {spec.env!r}: its observations are {shape} here, but were"
+                f" {spec.observation_shape} in this run: must be played by the version that made it"
+            )
         self.steps_per_s = self.envs[0].metadata["render_fps"]  # of a person watching in real time
         self._observations = np.zeros((num_envs, *spec.observation_shape), np.float32)
         self._final_observations = np.zeros_like(self._observations)

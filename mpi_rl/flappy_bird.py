@@ -33,8 +33,9 @@ PIPES_SEED = 0  # where every episode has the same pipes
 class _Game(FlappyBirdEnv):
     """The game, observed as 8 numbers, in pixels.
 
-    The bird's height and velocity, then of each of the two next pipes, whose middle is still ahead:
-    the distance to that, and how far its opening's top and bottom lie below the bird.
+    How far the bird's upper edge is below the top of the screen, and its velocity, downwards; then
+    of each of the two next pipes, whose middle is still ahead of the bird's left edge: the distance
+    to that, and how far its opening's top and bottom lie below the bird's upper edge.
     """
 
     def __init__(self, render_mode: str | None) -> None:

@@ -146,11 +146,12 @@ def wait_until(
     done: Callable[[], object], spin: bool = False, bell: Bell | None = None, parks: bool = False
 ) -> None:
     """Call ``done`` until it is true, with a ``Backoff`` in between."""
-    if not done():
-        backoff = Backoff(spin, bell, parks)
+    if done():
+        return
+    backoff = Backoff(spin, bell, parks)
+    backoff.sleep()
+    while not done():
         backoff.sleep()
-        while not done():
-            backoff.sleep()
 
 
 def sleeping_barrier(comm: MPI.Comm, spin: bool = False) -> None:
@@ -202,7 +203,7 @@ class _Link:
         self.bell = Bell() if self._near else None
         address = comm.bcast(self.bell and self.bell.address)  # the server's
         if self.bell and comm.rank != SERVER:
-            self.bell.is_trusted = self.bell.find(SERVER, address)
+            self.bell.is_trusted = self.bell.find(SERVER, address)  # so far
         if self._near:
             self._window = MPI.Win.Allocate_shared(
                 0 if comm.rank == SERVER else slot_bytes, 1, comm=self._node
@@ -258,6 +259,9 @@ class WorkerLink(_Link):
         address = self.bell and self.bell.address
         rings = self.bell and self.bell.is_trusted
         comm.gather((self._near, node_name(), rings, address), root=SERVER)
+        is_found = comm.scatter(None, root=SERVER)
+        if self.bell:
+            self.bell.is_trusted &= is_found
 
     def push(self) -> None:
         """Send the header (and grads); both belong to the link until ``pull`` returns.
@@ -333,11 +337,13 @@ class ServerLink(_Link):
         _, *gathered = comm.gather(None) or [None]
         # Each worker's node and transport, as the run file has them.
         self.places = [(node, "window" if near else "message") for near, node, _, _ in gathered]
+        found = [False] + [
+            bool(self.bell and address and self.bell.find(rank, address))
+            for rank, (*_, address) in enumerate(gathered, start=1)
+        ]
+        comm.scatter(found)
         if self.bell:
             self.bell.is_trusted = all(rings for _, _, rings, _ in gathered)
-            for rank, (*_, address) in enumerate(gathered, start=1):
-                if address:
-                    self.bell.find(rank, address)
         self._slots, self._receives, self._replies = [], [], []
         node_ranks = itertools.count(1)  # of the workers in the window, which keep their order
         for rank, (near, *_) in enumerate(gathered, start=1):

@@ -55,7 +55,7 @@ def test_an_observation_is_the_bird_and_the_two_next_pipes_in_pixels():
         if near > 4 * step:
             assert (seen[2], seen[5]) == (near - 4 * step, far - 4 * step)
             assert seen[3] + seen[0] + 100 == first["y"] == seen[4] + seen[0]
-        else:  # its middle is behind the bird's
+        else:  # its middle is behind the bird's left edge
             assert (seen[2], seen[5]) == (far - 4 * step, third["x"] + middle)
             assert seen[4] + seen[0] == second["y"] and seen[7] + seen[0] == third["y"]
     assert near < 4 * step

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.reaching import along, ends, reached, share_over, sooner
+from analysis.reaching import along, chance, chance_of_all, ends, reached, share_over, sooner
 from mpi_rl.runfile import read_run
 from tests.records import header, recorder
 
@@ -38,10 +38,20 @@ def test_the_share_counts_who_was_censored_as_not_there_yet():
 
 def test_sooner_is_exact():
     never = np.inf
-    assert sooner([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == (1.0, pytest.approx(2 / 252))
-    assert sooner([6, 7, 8, 9, 10], [1, 2, 3, 4, 5]) == (0.0, pytest.approx(2 / 252))
+    low, high = [1, 2, 3, 4, 5], [6, 7, 8, 9, 10]
+    assert sooner(low, high) == 1 and sooner(high, low) == 0
+    assert chance(low, high) == chance(high, low) == pytest.approx(2 / 252)
     # {1, 2} and {1, 3} of the six pairs' sums 3, 4, 5, 5, 6, 7 around 5: off by 2 or more are two.
-    assert sooner([1, 2], [3, 4]) == (1.0, pytest.approx(2 / 6))
-    assert sooner([never] * 5, [never] * 5) == (0.5, 1.0)
-    likely, chance = sooner([1, 2, never], [never, never, never])
-    assert likely == pytest.approx((6 + 1.5) / 9) and chance == pytest.approx(8 / 20)
+    assert chance([1, 2], [3, 4]) == pytest.approx(2 / 6)
+    assert sooner([never] * 5, [never] * 5) == 0.5 and chance([never] * 5, [never] * 5) == 1
+    first, second = [1, 2, never], [never, never, never]
+    assert sooner(first, second) == pytest.approx((6 + 1.5) / 9)
+    assert chance(first, second) == pytest.approx(8 / 20)
+
+
+def test_friedmans_test_is_within_seeds():
+    # Of the 3!^2 orders of two seeds 6 agree, and have mean ranks as far apart as here.
+    assert chance_of_all([[1, 10], [2, 20], [3, 30]]) == pytest.approx(6 / 36)
+    assert chance_of_all([[1, 10], [1, 10], [1, 10]]) == 1
+    # Two settings, four seeds: the first is lower in each, or the second.
+    assert chance_of_all([[1, 2, 3, 4], [5, 6, 7, 8]]) == pytest.approx(2 / 16)

@@ -63,6 +63,14 @@ def test_one_worker_repeats_bit_for_bit_over_runs_and_transports(tmp_path):
     assert not np.array_equal(last_params(tmp_path / "e.h5"), first)
 
 
+def test_with_a_delayed_pull_every_gradient_but_the_first_is_one_update_older(tmp_path):
+    mpirun(2, "train", SMOKE, "--delayed-pull", "--output", "run.h5", cwd=tmp_path)
+    run = read_run(tmp_path / "run.h5")
+    assert run.attributes["version"] > 10
+    assert run.staleness[0, :2].tolist() == [1, run.attributes["version"] - 1]
+    assert run.staleness.sum() == run.attributes["version"]
+
+
 def test_one_atari_worker_repeats_bit_for_bit_over_transports(tmp_path):
     job = ("train", ROOT / "jobs/space_invaders.toml", "--envs-per-worker", 4, "--total-steps", 900)
     for transport in ("window", "message"):

@@ -50,7 +50,7 @@ def test_tables_say_who_reached_what_and_when(flappy, tmp_path):
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines()[first:][:6]}
     assert "5 of 5" in lines["10 workers"] and "0 of 5" in lines["40 workers"]
     assert "| 10 workers over 40 workers | 1.00 [1.00, 1.00] | +30" in text
-    assert "| 10 workers over 10 to 20 | " in text and "(Kruskal and Wallis)" in text
+    assert "| 10 workers over 10 to 20 | " in text and "p 0.0008 (Friedman's test)" in text
     never = [line for line in text.splitlines() if line.startswith("| 40 workers | never, never")]
     assert len(never) == 3  # for each score
     assert "| 4 workers before 10 workers | 0.00 (p 0.008)" in text
@@ -70,6 +70,31 @@ def test_what_a_longer_budget_saw_does_not_count(tmp_path):
     text = write(runs, tmp_path / "out")[0].read_text()
     section = text.split("## A score of 50")[1].split("##")[0]
     assert "| 4 workers before 1 to 6 | 0.50 (p 1.000) | 0.50 (p 1.000)" in section
+
+
+def test_scores_are_compared_where_the_smaller_budget_ends(tmp_path):
+    budget = dict(total_episodes=1000)
+    runs = [
+        made(tmp_path / f"s{seed}.h5", "FlappyBird-v0", 4, seed, 45.0, **budget) for seed in (1, 2)
+    ]
+    grown = dict(growth="episode_duration", initial_workers=1, total_episodes=1100)
+    for seed in (1, 2):
+        run = made(tmp_path / f"l{seed}.h5", "FlappyBird-v0", 6, seed, 120.0, **grown)
+        returns = np.r_[np.full(1000, 5.0 * seed), np.full(100, 1e6)]  # the last are beyond it
+        run.tables["episodes"]["episode_return"] = returns
+        run.tables["episodes"]["step"] = run.tables["episodes"]["wall_time_s"] = np.arange(1100)
+        runs[seed - 1].tables["episodes"]["episode_return"] = np.full(200, 4.0 * seed)
+        runs.append(run)
+    text = write(runs, tmp_path / "out")[0].read_text()
+    assert "| 4 workers over 1 to 6 | 0.25 [0.00, 1.00] | -1.5 [" in text
+
+
+def test_runs_that_are_not_complete_are_refused(flappy, tmp_path):
+    record = recorder(tmp_path / "u.h5", 4, seed=9, env="FlappyBird-v0", num_workers=4)
+    record.push(0, header(version=0, returns=[1.0, 2.0], lengths=[5, 5]), 0.1)
+    record.write("checkpointed")
+    with pytest.raises(ValueError, match="checkpointed with 2 episodes: must be complete"):
+        write([*flappy, read_run(record.path)], tmp_path)
 
 
 def test_runs_of_other_settings_are_not_dropped_silently(flappy, tmp_path):
