@@ -49,11 +49,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 JOBS = "flappy_scaling", "flappy_growth", "space_invaders_scaling"
 REFERENCE = Path(__file__).parent / "reference"
-UNITS = {
-    "episode": (1e3, "episodes (thousands)"),
-    "step": (1e6, "steps (millions)"),
-    "wall_time_s": (3600.0, "hours of training"),
-}
+EPISODES, STEPS = (1e3, "episodes (thousands)"), (1e6, "steps (millions)")
 GRID_POINTS = 300
 LAST_EPISODES = 1000  # that a run's final score is the mean of
 
@@ -66,12 +62,18 @@ class Game:
     decay: float  # of the running average
     scores: tuple[float, ...]  # that runs may reach
     is_linear: bool  # axis of scores
+    time: tuple[float, str]  # unit of training's, in seconds
+
+    @property
+    def units(self) -> dict[str, tuple[float, str]]:
+        """Return the unit and the label of each of AXES."""
+        return dict(zip(AXES, (EPISODES, STEPS, self.time)))
 
 
 GAMES = {
     # The deck's own moving average has weight .04. Its best is about 200 by 100,000 episodes.
-    "FlappyBird-v0": Game("Flappy Bird", 0.96, (0, 50, 200), False),
-    "space_invaders": Game("Space Invaders", 0.98, (200, 250), True),
+    "FlappyBird-v0": Game("Flappy Bird", 0.96, (0, 10, 50), False, (60.0, "minutes of training")),
+    "space_invaders": Game("Space Invaders", 0.98, (200, 250), True, (3600.0, "hours of training")),
 }
 
 
@@ -151,11 +153,11 @@ def mean_staleness(run: Run) -> float:
 
 def times(game: Game, pools: dict[str, list[Run]], score: float) -> str:
     """Return when each run reached ``score``, on each axis."""
-    header, rows = ["workers", *(UNITS[axis][1] for axis in AXES)], []
+    header, rows = ["workers", *(game.units[axis][1] for axis in AXES)], []
     for name, runs in pools.items():
         row = [name]
         for axis in AXES:
-            places = [reached(run, score, axis, game.decay) / UNITS[axis][0] for run in runs]
+            places = [reached(run, score, axis, game.decay) / game.units[axis][0] for run in runs]
             row.append(", ".join("never" if np.isinf(at) else f"{at:.3g}" for at in places))
         rows.append(row)
     return markdown(header, rows)
@@ -210,7 +212,7 @@ def report(game: Game, pools: dict[str, list[Run]]) -> str:
 
 def draw_scores(axes: Axes, game: Game, pools: dict[str, list[Run]], axis: str) -> None:
     """Draw runs, thin, and their mean with its interval as far as all of a setting's got."""
-    unit = UNITS[axis][0]
+    unit = game.units[axis][0]
     for colour, (name, runs) in enumerate(pools.items()):
         curves = [running_average(run.episodes["episode_return"], game.decay) for run in runs]
         places = [along(run, axis) / unit for run in runs]
@@ -228,7 +230,7 @@ def draw_scores(axes: Axes, game: Game, pools: dict[str, list[Run]], axis: str) 
             axes.plot(joins, np.interp(joins, *_line(run, game, axis)), "|", color=f"C{colour}")
     if not game.is_linear:
         axes.set_yscale("symlog", linthresh=10)
-    axes.set_xlabel(UNITS[axis][1])
+    axes.set_xlabel(game.units[axis][1])
     axes.grid(alpha=0.3)
 
 
@@ -243,7 +245,7 @@ def _joins(run: Run, axis: str) -> np.ndarray:
 
 def _line(run: Run, game: Game, axis: str) -> tuple[np.ndarray, np.ndarray]:
     average = running_average(run.episodes["episode_return"], game.decay)
-    return along(run, axis) / UNITS[axis][0], average
+    return along(run, axis) / game.units[axis][0], average
 
 
 def deck() -> dict[str, np.ndarray]:
@@ -263,14 +265,14 @@ def draw_deck(axes: Axes) -> None:
         axes.plot(*points.T, style, color=f"C{number}", markersize=3, linewidth=1, label=name)
     axes.set_yscale("symlog", linthresh=10)
     axes.set_title("the deck (digitised; one run a curve)", fontsize=9)
-    axes.set_xlabel(UNITS["episode"][1])
+    axes.set_xlabel(EPISODES[1])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
 
 
 def draw_shares(axes: Axes, game: Game, pools: dict[str, list[Run]], score: float) -> None:
     """Draw the share of runs that have reached ``score`` against steps."""
-    unit = UNITS["step"][0]
+    unit = STEPS[0]
     for colour, (name, runs) in enumerate(pools.items()):
         places = [reached(run, score, "step", game.decay) / unit for run in runs]
         last = [ends(run, "step") / unit for run in runs]
@@ -278,7 +280,7 @@ def draw_shares(axes: Axes, game: Game, pools: dict[str, list[Run]], score: floa
         steps, levels = [0, *at, max(last)], [0, *shares, shares[-1] if len(shares) else 0]
         axes.step(steps, levels, where="post", color=f"C{colour}", label=name)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel(UNITS["step"][1])
+    axes.set_xlabel(STEPS[1])
     axes.set_title(f"share of runs that have reached {score:g} (Kaplan-Meier)", fontsize=9)
     axes.grid(alpha=0.3)
 
