@@ -150,25 +150,25 @@ def _steady_rate(tables: dict[str, dict[str, np.ndarray]]) -> float:
 def _server(request: Request) -> Iterator[Row]:
     for transport in TRANSPORTS:
         for num_params in request.num_params:
-            rates = []
-            for ranks in request.ranks:
-                found = _push(request, ranks, num_params, transport, 0.0)
-                rates.append(found["pushes_per_s"])
-                of_first = rates[-1] / rates[0]  # the first number of workers that was asked for
-                row = {"transport": transport, "params": num_params, "workers": ranks - 1}
-                yield {**row, **found, "of_first": of_first}
-    idle = _push(request, max(request.ranks), min(request.num_params), "window", request.seconds)
-    yield {"transport": "window", "workers": max(request.ranks) - 1, "idle_cpu": idle["cpu"]}
+            workers = [ranks - 1 for ranks in request.ranks]
+            found = _push(request, workers, num_params, transport, 0.0)
+            for count, row in zip(workers, found):
+                yield {"transport": transport, "params": num_params, "workers": count, **row}
+    most = max(request.ranks) - 1
+    (idle,) = _push(request, [most], min(request.num_params), "window", request.seconds)
+    yield {"transport": "window", "workers": most, "idle_cpu": idle["cpu"]}
 
 
 def _push(
-    request: Request, ranks: int, num_params: int, transport: str, pause_s: float
-) -> dict[str, float]:
+    request: Request, workers: list[int], num_params: int, transport: str, pause_s: float
+) -> list[dict[str, float]]:
+    most = max(workers)
     config = dataclasses.replace(
-        request.config, num_workers=ranks - 1, total_steps=10**9, interval_period_steps=10**9
+        request.config, num_workers=most, total_steps=10**9, interval_period_steps=10**9
     )
     settings = {"num_params": num_params, "transport": transport, "pause_s": pause_s}
-    return _ranks(request, ranks, "server", json.dumps({**settings, "config": _json(config)}))
+    values = {**settings, "workers": workers, "config": _json(config)}
+    return _ranks(request, most + 1, "server", json.dumps(values))
 
 
 def _start(request: Request) -> Iterator[Row]:
@@ -319,12 +319,12 @@ def _words(request: Request, ranks: int) -> list[str]:
     return shlex.split(request.launcher.replace("{ranks}", str(ranks))) + [sys.executable, "-m"]
 
 
-def _ranks(request: Request, ranks: int, kind: str, settings: str) -> dict[str, float]:
+def _ranks(request: Request, ranks: int, kind: str, settings: str) -> Any:
     words = ["mpi4py", "-m", "mpi_rl.bench_ranks", kind, str(request.seconds), settings]
     return _measured(request, ranks, words)
 
 
-def _measured(request: Request, ranks: int, words: list[str]) -> dict[str, float]:
+def _measured(request: Request, ranks: int, words: list[str]) -> Any:
     """Return what rank 0 prints last."""
     return json.loads(_run(request, ranks, words).splitlines()[-1])
 

@@ -12,8 +12,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mpi4py import MPI
 from mpi_rl.config import config_from_json
 from mpi_rl.envs import VECTOR_TASKS, EnvSpec, VectorTask, emulator, env_spec, make_envs
 from mpi_rl.group import Group
-from mpi_rl.growth import growth
+from mpi_rl.growth import Observed
 from mpi_rl.progress import Progress
 from mpi_rl.recorder import Recorder
 from mpi_rl.server import serve
@@ -33,6 +34,7 @@ from mpi_rl.updates import MomentumSGD, make_update_rule
 BLOCKS = 4  # a figure and its limit are measured in turns, each so many times
 PERCENTILES = (50, 95, 99)
 SETTLE_S = 1.0  # until workers that have met are asleep
+TURN_SETTLE_S = 0.1  # with as many workers as a turn wants, before it counts
 
 
 def main() -> None:
@@ -114,26 +116,30 @@ def _bare_game(spec: EnvSpec, seed: int) -> Callable[[], int]:
     return step
 
 
-def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, float]:
-    """Push as fast as the server takes it, or every ``pause_s``."""
+def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> list[dict[str, float]]:
+    """Push as fast as the server takes it, or every ``pause_s``, with ever so many ``workers``.
+
+    They take turns in one run, the others being parked, so that a machine whose speed drifts is as
+    slow for each.
+    """
     values: dict[str, Any] = json.loads(settings)
     num_params, by_message = values["num_params"], values["transport"] == "message"
     if comm.rank > 0:
         link = WorkerLink(comm, num_params, 1, by_message)
         link.grads[:] = 1e-3
         sleeping_barrier(comm)
-        latencies = _push_until_told(link, values["pause_s"])
+        pushes = _push_until_told(link, values["pause_s"])
         link.close()
-        comm.gather(latencies)
-        return {}
+        comm.gather(pushes)
+        return []
     config = config_from_json(values["config"])
     params = np.zeros(num_params, np.float32)
     rule = make_update_rule(dataclasses.asdict(config), params, comm.size - 1)
-    policy = growth(dataclasses.asdict(config), comm.size - 1)
     server = ServerLink(comm, num_params, 1, by_message)
     sleeping_barrier(comm)
     time.sleep(SETTLE_S)
-    limit = 1 / _traffic(server, params, rule.statistics)
+    turns = _Turns(values["workers"], seconds / BLOCKS)
+    limits = [1 / _traffic(server, count, params, rule.statistics) for count in turns.counts]
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         record = Recorder(
             Path(folder, "run.h5"),
@@ -143,33 +149,69 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, flo
             server.places,
             params,
             rule.statistics,
-            policy.state,
+            turns.state,
         )
-        began = time.perf_counter()
-        halves: list[tuple[float, float]] = []  # when each was over; CPU seconds used until then
-
-        def stop_requested() -> str:
-            now = time.perf_counter()
-            if now - began > seconds / 2 * (1 + len(halves)):
-                halves.append((now, time.process_time()))
-            return "time" if len(halves) == 2 else ""
-
         with redirect_stdout(nowhere):
             workers, progress = range(comm.size - 1), Progress("bench")
-            serve(server, rule, record, progress, config, policy, workers, stop_requested)
-        elapsed = time.perf_counter() - began
+            look = partial(turns.look, record)
+            serve(server, rule, record, progress, config, turns, workers, look)
     server.close()
-    waits = np.concatenate((comm.gather(np.zeros(0)) or [])[1:])
-    found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}
-    rate = record.version / elapsed
-    return {
-        "pushes_per_s": rate,
-        "bytes_per_s": rate * 8 * num_params,
-        "limit": limit,
-        "ratio": rate / limit,
-        "cpu": (halves[1][1] - halves[0][1]) / (halves[1][0] - halves[0][0]),
-        **found,
-    }
+    pushes = np.concatenate((comm.gather(np.zeros((0, 2))) or [])[1:])
+    return [turns.found(turn, pushes, limit, num_params) for turn, limit in enumerate(limits)]
+
+
+class _Turns:
+    """A policy of growth that wants each of ``counts`` workers in turns, BLOCKS times."""
+
+    def __init__(self, counts: Sequence[int], seconds: float) -> None:
+        self.counts, self.state = counts, np.zeros(1)
+        self._seconds, self._turn, self._unsettled = seconds, 0, 0.0
+        self._marks: list[tuple[float, int, float]] = []  # at begin and end: time, updates, CPU
+
+    @property
+    def wanted(self) -> int:
+        """Workers wanted now."""
+        return self.counts[self._turn % len(self.counts)]
+
+    def observe(self, push: Observed) -> None:
+        """Want the same, whatever is pushed."""
+
+    def look(self, record: Recorder) -> str:
+        """Note where turns begin, once all have joined or left, and end; return why to stop."""
+        now = time.perf_counter()
+        if len(self._marks) == 2 * self._turn:
+            if record.num_active_workers != self.wanted:
+                self._unsettled = now
+            if now - self._unsettled < TURN_SETTLE_S:
+                return ""
+        elif now - self._marks[-1][0] < self._seconds:
+            return ""
+        self._marks.append((now, record.version, time.process_time()))
+        if len(self._marks) % 2 == 0:
+            self._turn += 1
+        return "time" if self._turn == BLOCKS * len(self.counts) else ""
+
+    def found(
+        self, turn: int, pushes: np.ndarray, limit: float, num_params: int
+    ) -> dict[str, float]:
+        """Return the figures of one of ``counts``; ``pushes``, (N, 2), are ends and waits in s."""
+        marks = np.array(self._marks).reshape(BLOCKS, len(self.counts), 2, 3)
+        seconds, updates, cpu = np.moveaxis(marks[:, :, 1] - marks[:, :, 0], -1, 0)
+        rates = updates / seconds
+        rate = float(np.median(rates[:, turn]))
+        ends, times = pushes[:, 0], marks[:, turn, :, 0]
+        within = ((times[:, :1] <= ends) & (ends <= times[:, 1:])).any(axis=0)
+        waits = pushes[within, 1]
+        found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}
+        return {
+            "pushes_per_s": rate,
+            "bytes_per_s": rate * 8 * num_params,
+            "limit": limit,
+            "ratio": rate / limit,
+            "cpu": float(cpu[:, turn].sum() / seconds[:, turn].sum()),
+            **found,
+            "of_first": float(np.median(rates[:, turn] / np.maximum(rates[:, 0], 1e-9))),
+        }
 
 
 def _group(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, float]:
@@ -203,33 +245,39 @@ def _group(comm: MPI.Intracomm, seconds: float, settings: str) -> dict[str, floa
 
 
 def _push_until_told(link: WorkerLink, pause_s: float) -> np.ndarray:
-    """Push again and again, ``pause_s`` apart; return the seconds that each push took."""
-    link.header["kind"], link.header["rng_state"] = Kind.JOIN, 1
-    link.push()
-    reply, waits = link.pull(), []
-    link.header["kind"], link.header["num_steps"] = Kind.PUSH, 1
-    while reply["command"] != Command.STOP:
-        time.sleep(pause_s)
-        link.header["version"] = reply["version"]
-        began = time.perf_counter()
+    """Push again and again, ``pause_s`` apart; return each push's end and duration in s, (N, 2)."""
+    pushes: list[tuple[float, float]] = []
+    while link.is_admitted():
+        link.header["kind"], link.header["rng_state"] = Kind.JOIN, 1
         link.push()
         reply = link.pull()
-        waits.append(time.perf_counter() - began)
-    return np.array(waits)
+        link.header["kind"], link.header["num_steps"] = Kind.PUSH, 1
+        while reply["command"] == Command.CONTINUE:
+            if pause_s:
+                time.sleep(pause_s)
+            link.header["version"] = reply["version"]
+            began = time.perf_counter()
+            link.push()
+            reply = link.pull()
+            ended = time.perf_counter()
+            pushes.append((ended, ended - began))
+    return np.array(pushes).reshape(-1, 2)
 
 
-def _traffic(link: ServerLink, params: np.ndarray, statistics: dict[str, np.ndarray]) -> float:
-    """Return the seconds for one update's memory traffic alone, one worker after the other.
+def _traffic(
+    link: ServerLink, count: int, params: np.ndarray, statistics: dict[str, np.ndarray]
+) -> float:
+    """Return the seconds for one update's memory traffic alone, ``count`` workers in turns.
 
     An update reads the gradient and writes the reply, and reads and writes, in place, the
     parameters and each statistic of their size.
     """
     vectors = [params, *(array.reshape(-1)[: params.size] for array in statistics.values())]
-    for worker in range(link.num_workers):
+    for worker in range(count):
         link.params(worker)[:] = 0  # touched for the first time
     one, times, began = np.float32(1), [], time.perf_counter()
     while time.perf_counter() - began < SETTLE_S:
-        for worker in range(link.num_workers):
+        for worker in range(count):
             before = time.perf_counter()
             np.copyto(link.params(worker), link.grads(worker))
             for vector in vectors:
