@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import CensoredData, ecdf, permutation_test, rankdata
 
+from analysis.cells import probability_of_improvement
 from analysis.learning_curves import running_average
 from mpi_rl.runfile import Run
 
@@ -50,8 +51,7 @@ def sooner(one: ArrayLike, other: ArrayLike) -> float:
 
     Ties, also of those that never get there, count half.
     """
-    first, second = np.asarray(one, float), np.asarray(other, float)
-    return float((first[:, None] < second).mean() + 0.5 * (first[:, None] == second).mean())
+    return probability_of_improvement(np.asarray(other, float), np.asarray(one, float))
 
 
 def chance(one: ArrayLike, other: ArrayLike) -> float:

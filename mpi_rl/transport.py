@@ -146,10 +146,7 @@ def wait_until(
     done: Callable[[], object], spin: bool = False, bell: Bell | None = None, parks: bool = False
 ) -> None:
     """Call ``done`` until it is true, with a ``Backoff`` in between."""
-    if done():
-        return
     backoff = Backoff(spin, bell, parks)
-    backoff.sleep()
     while not done():
         backoff.sleep()
 
