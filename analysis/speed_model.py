@@ -18,7 +18,15 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from analysis.cells import CONFIDENCE, by_setting, command, in_brackets, markdown, mean_interval
+from analysis.cells import (
+    CONFIDENCE,
+    bootstrapped,
+    by_setting,
+    command,
+    in_brackets,
+    markdown,
+    mean_interval,
+)
 from mpi_rl.runfile import Run
 from mpi_rl.timing import PHASES
 
@@ -148,7 +156,48 @@ def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
             [str(number), *(f"{rate:,.0f} (server {100 * load:.0f} %)" for rate, load in cells)]
         )
     parts += ["## Predicted steps/s and load of the server", markdown(header, rows)]
+    parts += [f"## Speed-up [{CONFIDENCE:.0%}] and efficiency", speed_up_table(tasks)]
+    parts += [
+        "Intervals are percentile bootstraps over runs, of which the model takes each by itself:"
+        " too narrow for so few. They know what differs between runs, not what the model leaves"
+        " out. The paper's are of the time to a score, over seven games."
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
+    """Return modelled and measured speed-ups, and the paper's, as a table in Markdown."""
+    paper = paper_speed_ups()
+    rows = []
+    for number in NUMBERS:
+        row = [str(number)]
+        for pools in tasks.values():
+            model = np.array([_speed_up(times_of([run]), number) for run in pools[1]])
+            row.append(_efficiency(float(model.mean()), number, mean_interval(model)))
+            row.append("")
+            if number != 1 and number in pools:
+                rates = [np.array([measured(run) for run in pools[n]]) for n in (number, 1)]
+                found = bootstrapped(_ratio, *rates) if min(map(len, rates)) > 1 else None
+                row[-1] = _efficiency(_ratio(*rates), number, found)
+        row.append(_efficiency(paper[number], number) if number in paper else "")
+        rows.append(row)
+    header = [f"{name}: {what}" for name in tasks for what in ("model", "measured")]
+    return markdown(["workers, a core each", *header, "A3C paper, table 2"], rows)
+
+
+def _speed_up(times: Times, num_workers: int) -> float:
+    return predict(times, num_workers)[0] / predict(times, 1)[0]
+
+
+def _ratio(many: np.ndarray, one: np.ndarray) -> float:
+    return float(many.mean() / one.mean())
+
+
+def _efficiency(
+    speed_up: float, num_workers: int, interval: tuple[float, float] | None = None
+) -> str:
+    share = speed_up / num_workers
+    return f"{speed_up:.2f}{in_brackets(interval, '.2f')}, {100 * share:.0f} %"
 
 
 def paper_speed_ups() -> dict[int, float]:
@@ -164,8 +213,7 @@ def draw(axes: Axes, tasks: dict[str, dict[int, list[Run]]]) -> None:
     numbers = np.arange(1, NUMBERS[-1] + 1)
     for colour, (name, pools) in enumerate(tasks.items()):
         times = times_of(pools[1])
-        alone = predict(times, 1)[0]
-        speed_ups = [predict(times, number)[0] / alone for number in numbers.tolist()]
+        speed_ups = [_speed_up(times, number) for number in numbers.tolist()]
         label = f"{name}: model, saturated by {times.saturating:.0f} workers"
         axes.plot(numbers, speed_ups, color=f"C{colour}", label=label)
         rates = {number: [measured(run) for run in runs] for number, runs in pools.items()}

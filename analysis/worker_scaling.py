@@ -10,6 +10,7 @@ compared, with the share of chance.
 """
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,24 +116,20 @@ def summary(game: Game, pools: dict[str, list[Run]]) -> str:
 def scores_compared(pools: dict[str, list[Run]]) -> str:
     """Return every two numbers of workers: whose scores are higher by the smaller budget's end."""
     header = ["", "higher, of pairs of runs", "difference of means", "p"]
-    rows, names = [], list(pools)
-    for number, one in enumerate(names):
-        for other in names[number + 1 :]:
-            both = [*pools[one], *pools[other]]
-            seen = min((n for run in both if (n := run.config.get("total_episodes"))), default=None)
-            first, second = (
-                np.array([final_score(run, seen) for run in pools[name]]) for name in (one, other)
-            )
-            share = probability_of_improvement(first, second)
-            difference = first.mean() - second.mean()
-            row = [f"{one} over {other}", f"{share:.2f}", f"{difference:+.1f}", ""]
-            if min(len(first), len(second)) > 1:
-                row[1] += in_brackets(
-                    bootstrapped(probability_of_improvement, first, second), ".2f"
-                )
-                row[2] += in_brackets(bootstrapped(_difference, first, second), "+.1f")
-                row[3] = f"{chance(first, second):.3f}"
-            rows.append(row)
+    rows = []
+    for one, other in itertools.combinations(pools, 2):
+        both = [*pools[one], *pools[other]]
+        seen = min((n for run in both if (n := run.config.get("total_episodes"))), default=None)
+        first, second = (
+            np.array([final_score(run, seen) for run in pools[name]]) for name in (one, other)
+        )
+        share = probability_of_improvement(first, second)
+        row = [f"{one} over {other}", f"{share:.2f}", f"{_difference(first, second):+.1f}", ""]
+        if min(len(first), len(second)) > 1:
+            row[1] += in_brackets(bootstrapped(probability_of_improvement, first, second), ".2f")
+            row[2] += in_brackets(bootstrapped(_difference, first, second), "+.1f")
+            row[3] = f"{chance(first, second):.3f}"
+        rows.append(row)
     fixed = [runs for runs in pools.values() if runs[0].config.get("growth", "none") == "none"]
     text = markdown(header, rows)
     if len(fixed) > 1 and len({tuple(run.config["seed"] for run in runs) for runs in fixed}) == 1:
@@ -152,33 +149,39 @@ def mean_staleness(run: Run) -> float:
 
 
 def times(game: Game, pools: dict[str, list[Run]], score: float) -> str:
-    """Return when each run reached ``score``, on each axis."""
-    header, rows = ["workers", *(game.units[axis][1] for axis in AXES)], []
-    for name, runs in pools.items():
+    """Return when each run reached ``score``, and who did so sooner of every two numbers."""
+    header = ["workers", *(game.units[axis][1] for axis in AXES)]
+    places = {
+        (name, axis): np.array([reached(run, score, axis, game.decay) for run in runs])
+        for name, runs in pools.items()
+        for axis in AXES
+    }
+    last = {(name, axis): min(ends(run, axis) for run in pools[name]) for name, axis in places}
+    rows = []
+    for name in pools:
         row = [name]
         for axis in AXES:
-            places = [reached(run, score, axis, game.decay) / game.units[axis][0] for run in runs]
-            row.append(", ".join("never" if np.isinf(at) else f"{at:.3g}" for at in places))
+            found = places[name, axis] / game.units[axis][0]
+            row.append(", ".join("never" if np.isinf(at) else f"{at:.3g}" for at in found))
         rows.append(row)
-    return markdown(header, rows)
+    parts = [markdown(header, rows)]
 
-
-def comparisons(game: Game, pools: dict[str, list[Run]], score: float) -> str:
-    """Return every two numbers of workers: who reaches ``score`` sooner, and chance's share."""
     header = ["", *(f"sooner in {axis.removesuffix('_s').replace('_', ' ')}s" for axis in AXES)]
-    rows, names = [], list(pools)
-    for number, one in enumerate(names):
-        for other in names[number + 1 :]:
-            row = [f"{one} before {other}"]
-            for axis in AXES:
-                both = [*pools[one], *pools[other]]
-                seen = min(ends(run, axis) for run in both)  # of every run
-                places = [reached(run, score, axis, game.decay) for run in both]
-                places = [at if at <= seen else np.inf for at in places]
-                split = places[: len(pools[one])], places[len(pools[one]) :]
-                row.append(f"{sooner(*split):.2f} (p {chance(*split):.3f})")
-            rows.append(row)
-    return markdown(header, rows)
+    rows = []
+    for one, other in itertools.combinations(pools, 2):
+        row = [f"{one} before {other}"]
+        for axis in AXES:
+            seen = min(last[one, axis], last[other, axis])  # of every run
+            first, second = (
+                np.where(at <= seen, at, np.inf) for at in (places[one, axis], places[other, axis])
+            )
+            text = f"{sooner(first, second):.2f}"
+            if min(len(first), len(second)) > 1:
+                text += in_brackets(bootstrapped(sooner, first, second), ".2f")
+                text += f", p {chance(first, second):.3f}"
+            row.append(text)
+        rows.append(row)
+    return "\n\n".join([*parts, markdown(header, rows)])
 
 
 def report(game: Game, pools: dict[str, list[Run]]) -> str:
@@ -206,7 +209,6 @@ def report(game: Game, pools: dict[str, list[Run]]) -> str:
     ]
     for score in game.scores:
         parts += [f"## A score of {score:g}", times(game, pools, score)]
-        parts += [comparisons(game, pools, score)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -179,6 +179,10 @@ def test_uniform_glorot_and_normal_have_the_spread_of_their_sources():
     wide = spec(hidden_sizes=(500,), observation_shape=(100,), initialization="glorot")
     weight, bias = views(wide, initial_params(wide, 0))[0]
     assert 0.099 < np.abs(weight).max() <= 0.1 and not bias.any()
+    filters = spec("atari_2013", observation_shape=(4, 84, 84), initialization="glorot")
+    weight, bias = views(filters, initial_params(filters, 0))[0]
+    bound = (6 / (4 * 8 * 8 + 16 * 8 * 8)) ** 0.5  # of 16 filters of 8 x 8 over 4 images
+    assert 0.99 * bound < np.abs(weight).max() <= bound and not bias.any()
     wide = spec(hidden_sizes=(400,), observation_shape=(100,), initialization="uniform")
     weight, bias = views(wide, initial_params(wide, 0))[0]
     assert 0.099 < np.abs(weight).max() <= 0.1 and 0.09 < np.abs(bias).max() <= 0.1

@@ -66,6 +66,11 @@ def test_the_report_has_predictions_beside_measurements(tmp_path):
     assert "saturated by" in text and "| 64 |" in text and picture.stat().st_size > 10_000
     ratio = predict(times_of([runs[1]]), 2)[0] / measured(runs[2])
     assert "| 2 | " in text and f"{ratio:.2f}" in text
+    speed_up = predict(times_of(runs[:1]), 2)[0] / predict(times_of(runs[:1]), 1)[0]
+    modelled = f"{speed_up:.2f} [{speed_up:.2f}, {speed_up:.2f}], {50 * speed_up:.0f} %"
+    (row,) = [line for line in text.splitlines() if line.endswith("| 2.10, 105 % |")]
+    cells = row.split(" | ")
+    assert cells[1] == modelled and cells[2].endswith(" %") and "6.90, 86 %" in text
     with pytest.raises(ValueError, match="no run with one worker"):
         write(runs[2:], tmp_path / "out")
 

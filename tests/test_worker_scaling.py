@@ -53,8 +53,9 @@ def test_tables_say_who_reached_what_and_when(flappy, tmp_path):
     assert "| 10 workers over 10 to 20 | " in text and "p 0.0008 (Friedman's test)" in text
     never = [line for line in text.splitlines() if line.startswith("| 40 workers | never, never")]
     assert len(never) == 3  # for each score
-    assert "| 4 workers before 10 workers | 0.00 (p 0.008)" in text
-    assert "| 4 workers before 40 workers | 0.50 (p 1.000)" in text  # neither gets to 50
+    assert "| 4 workers before 10 workers | 0.00 [0.00, 0.00], p 0.008" in text
+    # neither gets to 50
+    assert "| 4 workers before 40 workers | 0.50 [0.50, 0.50], p 1.000" in text
 
 
 def test_what_a_longer_budget_saw_does_not_count(tmp_path):
@@ -69,7 +70,8 @@ def test_what_a_longer_budget_saw_does_not_count(tmp_path):
         runs[seed - 1].tables["episodes"] = {key: column[rows] for key, column in short.items()}
     text = write(runs, tmp_path / "out")[0].read_text()
     section = text.split("## A score of 50")[1].split("##")[0]
-    assert "| 4 workers before 1 to 6 | 0.50 (p 1.000) | 0.50 (p 1.000)" in section
+    same = "0.50 [0.50, 0.50], p 1.000"
+    assert f"| 4 workers before 1 to 6 | {same} | {same}" in section
 
 
 def test_scores_are_compared_where_the_smaller_budget_ends(tmp_path):
