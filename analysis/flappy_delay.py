@@ -1,0 +1,157 @@
+"""What staleness alone does to Flappy Bird's first policies: one worker with old parameters.
+
+    python -m analysis.flappy_delay [FILE...] [--output results/worker_scaling]
+
+With W workers, each of which holds its parameters back for an episode, a gradient is about 2 W - 1
+updates old. Here one agent plays every episode of jobs/flappy_scaling.toml, with parameters that
+are exactly so old: whatever comes of it cannot be due to many workers' different episodes, or to
+their speed. FILEs are runs of that job, whose measurements stand beside. A simulation takes a
+minute or two; flappy_delay.csv keeps those that are done, and the same command goes on.
+"""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+
+from analysis.cells import by_setting, command, markdown
+from mpi_rl.agent import Agent, make_rng
+from mpi_rl.config import Config, load_job
+from mpi_rl.envs import env_spec
+from mpi_rl.losses import Losses
+from mpi_rl.networks import initial_params, network_spec
+from mpi_rl.runfile import Run
+from mpi_rl.updates import clipping, make_update_rule
+
+JOBS = ("flappy_scaling",)
+MAX_UPDATES = 100_000
+BLOCK = 1000  # updates that a mean is taken over
+FREE = 0.01  # mean entropy, in nats, of a policy that is no longer certain
+EARLY = 5000  # updates after which the value loss is told
+COLUMNS = "num_workers", "seed", "value_loss", "freed_at"
+
+
+def updates(config: Config, delay: int) -> Iterator[Losses]:
+    """Yield the losses of each update by a gradient that is ``delay`` updates old."""
+    settings = dataclasses.asdict(config)
+    env = env_spec(settings)
+    network = network_spec(settings, env.observation_shape, env.num_actions)
+    params = initial_params(network, config.seed)
+    held, grads, reply = params.copy(), np.zeros_like(params), np.zeros_like(params)
+    agent = Agent(config, env, network, held, grads, make_rng(config.seed, 0))
+    rule = make_update_rule(settings, params, 1)
+    past = np.stack([params] * (delay + 1))
+    agent.reset()
+    for number in range(MAX_UPDATES):
+        np.copyto(held, past[number % len(past)])
+        losses, grad_norm = agent.learn(agent.collect())
+        scale = clipping(grad_norm, config.max_grad_norm)
+        rule(grads, reply, config.learning_rate, scale, 0)
+        np.copyto(past[number % len(past)], params)
+        yield losses
+
+
+def simulate(config: Config) -> dict[str, float]:
+    """Return COLUMNS: the value loss early on, and when the policy is free (inf: not at all)."""
+    row: dict[str, float] = {"num_workers": config.num_workers, "seed": config.seed}
+    entropies, value_losses = [], []
+    for number, losses in enumerate(updates(config, 2 * config.num_workers - 1), start=1):
+        entropies.append(losses.entropy)
+        value_losses.append(losses.value_loss)
+        if number % BLOCK == 0:
+            if number == EARLY:
+                row["value_loss"] = float(np.mean(value_losses[-BLOCK:]))
+            if number >= EARLY and np.mean(entropies[-BLOCK:]) >= FREE:
+                return {**row, "freed_at": number}
+    return {**row, "freed_at": np.inf}
+
+
+def measured(run: Run) -> tuple[float, float]:
+    """Return a run's value loss after EARLY updates, and the episodes until its policy is free."""
+    table = run.tables["intervals"]
+    early = int(np.searchsorted(table["version"][:-1], EARLY))
+    free = np.flatnonzero(table["entropy"] >= FREE)
+    if not len(free):
+        return float(table["value_loss"][early]), np.inf
+    episodes = np.searchsorted(run.episodes["step"], table["step"][free[0]])
+    return float(table["value_loss"][early]), float(episodes)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Return the simulations in ``path``, if there is such a file."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def simulate_all(configs: list[Config], path: Path) -> list[dict[str, float]]:
+    """Return the row of each of ``configs``; what is not in ``path`` is simulated and added."""
+    rows = read_rows(path)
+    done = {(row["num_workers"], row["seed"]) for row in rows}
+    todo = [config for config in configs if (config.num_workers, config.seed) not in done]
+    if not rows:
+        path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for found in as_completed([pool.submit(simulate, config) for config in todo]):
+            rows.append(found.result())
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(",".join(f"{rows[-1][name]:.6g}" for name in COLUMNS) + "\n")
+            workers, seed, _, freed_at = rows[-1].values()
+            print(f"{workers:.0f} workers' delay, seed {seed:.0f}: free after {freed_at:,.0f}")
+    return rows
+
+
+def report(rows: list[dict[str, float]], runs: list[Run]) -> str:
+    """Return simulations and runs side by side, in Markdown."""
+    real = {
+        config.num_workers: np.array([measured(run) for run in pool])
+        for config, pool in by_setting(sorted(runs, key=lambda run: run.config["seed"])).items()
+    }
+    lines = []
+    for number in sorted({int(row["num_workers"]) for row in rows}):
+        chosen = sorted(
+            (row for row in rows if row["num_workers"] == number), key=lambda row: row["seed"]
+        )
+        simulated = np.array([(row["value_loss"], row["freed_at"]) for row in chosen])
+        cells = [str(number), str(2 * number - 1)]
+        for column, form in ((0, "{:.1f}"), (1, "{:.0f}")):
+            for found in (simulated, real.get(number, np.zeros((0, 2)))):
+                values = found[:, column] / (1000 if column else 1)
+                texts = ["never" if np.isinf(value) else form.format(value) for value in values]
+                cells.append(", ".join(texts))
+        lines.append(cells)
+    header = ["workers", "delay", f"value loss after {EARLY:,} updates: one worker", "runs"]
+    header += [f"thousand episodes until entropy is {FREE:g}: one worker", "runs"]
+    note = (
+        "One worker whose parameters are as old as with so many (delay, in updates), and the runs"
+        f" themselves, seeds in order. Entropy in nats, means of {BLOCK:,} updates (runs: of an"
+        f" interval); one worker was watched for {MAX_UPDATES:,} updates, an episode each."
+    )
+    return "\n\n".join(["# Staleness by itself", note, markdown(header, lines)]) + "\n"
+
+
+def write(runs: list[Run], folder: Path) -> list[Path]:
+    """Write flappy_delay.csv and flappy_delay.md into ``folder``; return their paths."""
+    job = load_job("jobs/flappy_scaling.toml")
+    configs = [job.config(index, {}) for index in range(len(job.sweep))]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "flappy_delay.csv", folder / "flappy_delay.md"]
+    paths[1].write_text(report(simulate_all(configs, paths[0]), runs), encoding="utf-8")
+    return paths
+
+
+main = command(
+    "flappy_delay",
+    "Show what staleness alone does to Flappy Bird's first policies.",
+    JOBS,
+    write,
+    "worker_scaling",
+)
+
+if __name__ == "__main__":
+    main()
