@@ -1,11 +1,10 @@
-"""Who gets to a score, and when: runs that never do are censored at the end of their budget."""
+"""Who gets to a score, and when: runs that never do are later than all that do."""
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import CensoredData, ecdf, permutation_test, rankdata
+from scipy.stats import permutation_test, rankdata
 
 from analysis.cells import probability_of_improvement
 from analysis.learning_curves import running_average
@@ -30,20 +29,6 @@ def reached(run: Run, score: float, axis: str, decay: float) -> float:
 def ends(run: Run, axis: str) -> float:
     """Return where on ``axis`` a run ended."""
     return float(along(run, axis)[-1])
-
-
-def share_over(places: Sequence[float], budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the share of runs that have reached a score rises, and to what.
-
-    That is the Kaplan-Meier estimate: ``places`` are inf for runs that were censored at their
-    ``budgets``.
-    """
-    at, ended = np.asarray(places, float), np.asarray(budgets, float)
-    done = np.isfinite(at)
-    if not done.any():
-        return np.zeros(0), np.zeros(0)
-    found = ecdf(CensoredData(uncensored=at[done], right=ended[~done])).cdf
-    return found.quantiles, found.probabilities
 
 
 def sooner(one: ArrayLike, other: ArrayLike) -> float:

@@ -37,7 +37,6 @@ from analysis.reaching import (
     chance_of_all,
     ends,
     reached,
-    share_over,
     sooner,
 )
 from mpi_rl.config import Config, budget
@@ -51,6 +50,7 @@ from matplotlib.axes import Axes  # noqa: E402
 JOBS = "flappy_scaling", "flappy_growth", "space_invaders_scaling"
 REFERENCE = Path(__file__).parent / "reference"
 EPISODES, STEPS = (1e3, "episodes (thousands)"), (1e6, "steps (millions)")
+MINUTES, HOURS = (60.0, "minutes of training"), (3600.0, "hours of training")
 GRID_POINTS = 300
 LAST_EPISODES = 1000  # that a run's final score is the mean of
 
@@ -63,6 +63,7 @@ class Game:
     decay: float  # of the running average
     scores: tuple[float, ...]  # that runs may reach
     is_linear: bool  # axis of scores
+    budget_axis: str  # of AXES, along which runs are to be compared first
     time: tuple[float, str]  # unit of training's, in seconds
 
     @property
@@ -73,8 +74,8 @@ class Game:
 
 GAMES = {
     # The deck's own moving average has weight .04. Its best is about 200 by 100,000 episodes.
-    "FlappyBird-v0": Game("Flappy Bird", 0.96, (0, 10, 50), False, (60.0, "minutes of training")),
-    "space_invaders": Game("Space Invaders", 0.98, (200, 250), True, (3600.0, "hours of training")),
+    "FlappyBird-v0": Game("Flappy Bird", 0.96, (0, 10, 50), False, "episode", MINUTES),
+    "space_invaders": Game("Space Invaders", 0.98, (200, 250), True, "step", HOURS),
 }
 
 
@@ -251,20 +252,23 @@ def _line(run: Run, game: Game, axis: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def deck() -> dict[str, np.ndarray]:
-    """Return the deck's curves by name: thousands of episodes and scores, (N, 2)."""
+    """Return the deck's curves by ``label``: thousands of episodes and scores, (N, 2)."""
     lines = (REFERENCE / "flappy_worker_scaling.csv").read_text(encoding="utf-8").splitlines()
     found: dict[str, list[list[float]]] = {}
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
         point = [float(row["episodes"]) / 1e3, float(row["mean_score"])]
-        found.setdefault(row["series"], []).append(point)
+        name = row["series"].replace("->", " to ")
+        found.setdefault(name if "to" in name else f"{name} workers", []).append(point)
     return {name: np.array(points) for name, points in found.items()}
 
 
-def draw_deck(axes: Axes) -> None:
-    """Draw the deck's curves, one run each."""
-    for number, (name, points) in enumerate(deck().items()):
-        style = "o" if len(points) == 1 else "-o"
-        axes.plot(*points.T, style, color=f"C{number}", markersize=3, linewidth=1, label=name)
+def draw_deck(axes: Axes, names: Sequence[str]) -> None:
+    """Draw the deck's curves, one run each, in the colours of those ``names``."""
+    curves = deck()
+    for colour, name in enumerate(names):
+        if (points := curves.get(name)) is not None:
+            style = "o" if len(points) == 1 else "-o"
+            axes.plot(*points.T, style, color=f"C{colour}", markersize=4, linewidth=1, label=name)
     axes.set_yscale("symlog", linthresh=10)
     axes.set_title("the deck (digitised; one run a curve)", fontsize=9)
     axes.set_xlabel(EPISODES[1])
@@ -273,17 +277,22 @@ def draw_deck(axes: Axes) -> None:
 
 
 def draw_shares(axes: Axes, game: Game, pools: dict[str, list[Run]], score: float) -> None:
-    """Draw the share of runs that have reached ``score`` against steps."""
-    unit = STEPS[0]
+    """Draw the share of all runs that have reached ``score``.
+
+    One that has ended has not. What Kaplan and Meier assume does not hold here: a bird that learns
+    spends its steps, one that does not its episodes, so whose budget ends first is no chance.
+    """
+    unit, text = game.units[game.budget_axis]
     for colour, (name, runs) in enumerate(pools.items()):
-        places = [reached(run, score, "step", game.decay) / unit for run in runs]
-        last = [ends(run, "step") / unit for run in runs]
-        at, shares = share_over(places, last)
-        steps, levels = [0, *at, max(last)], [0, *shares, shares[-1] if len(shares) else 0]
-        axes.step(steps, levels, where="post", color=f"C{colour}", label=name)
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel(STEPS[1])
-    axes.set_title(f"share of runs that have reached {score:g} (Kaplan-Meier)", fontsize=9)
+        places = np.sort([reached(run, score, game.budget_axis, game.decay) for run in runs])
+        there = places[np.isfinite(places)]
+        last = max(ends(run, game.budget_axis) for run in runs)
+        shares = np.arange(len(there) + 1) / len(runs)
+        levels = np.r_[shares, shares[-1]] + 0.006 * colour  # apart where they are the same
+        axes.step(np.r_[0, there, last] / unit, levels, where="post", color=f"C{colour}")
+    axes.set_ylim(-0.03, 1.08)
+    axes.set_xlabel(text)
+    axes.set_title(f"share of all runs that have reached {score:g}", fontsize=9)
     axes.grid(alpha=0.3)
 
 
@@ -338,7 +347,7 @@ def draw_all(game: Game, pools: dict[str, list[Run]], path: Path) -> None:
     panels[0][0].legend(fontsize=7)
     own = [*panels[1]]
     if game is GAMES["FlappyBird-v0"]:
-        draw_deck(own.pop(0))
+        draw_deck(own.pop(0), [*pools])
     for axes, score in zip(own, game.scores[-len(own) :]):
         draw_shares(axes, game, pools, score)
     for axes in own[len(game.scores) :]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.reaching import along, chance, chance_of_all, ends, reached, share_over, sooner
+from analysis.reaching import along, chance, chance_of_all, ends, reached, sooner
 from mpi_rl.runfile import read_run
 from tests.records import header, recorder
 
@@ -23,17 +23,6 @@ def test_a_score_is_reached_by_the_running_average(run):
     # a_n = .5 a + .5 r: 0, 5, 12.5, 21.25, 30.6, 40.3, 50.2
     assert reached(run, 50, "episode", decay=0.5) == 7
     assert reached(run, 1000, "step", decay=0.5) == np.inf and ends(run, "step") == 1000
-
-
-def test_the_share_counts_who_was_censored_as_not_there_yet():
-    places, shares = share_over([10, np.inf, 30], [100, 100, 100])
-    assert places.tolist() == [10, 30, 100] and shares.tolist() == pytest.approx(
-        [1 / 3, 2 / 3, 2 / 3]
-    )
-    # One that ended at 20 says nothing of later: of the one left all get there.
-    places, shares = share_over([10, np.inf, 30], [100, 20, 100])
-    assert shares[places == 30].tolist() == [1.0]
-    assert share_over([np.inf], [5])[0].size == 0
 
 
 def test_sooner_is_exact():

@@ -107,8 +107,10 @@ def test_runs_of_other_settings_are_not_dropped_silently(flappy, tmp_path):
 
 def test_the_decks_curves_are_beside_ours():
     found = deck()
-    assert set(found) == {"4", "6", "10", "20", "40", "10->20", "10->32"}
-    assert found["10"][-1].tolist() == [100, 203] and found["40"].tolist() == [[100, -5]]
+    assert set(found) == {*(f"{n} workers" for n in (4, 6, 10, 20, 40)), "10 to 20", "10 to 32"}
+    assert found["10 workers"][-1].tolist() == [100, 203] and found["40 workers"].tolist() == [
+        [100, -5]
+    ]
 
 
 def test_space_invaders_has_a_picture_of_its_own(tmp_path):
