@@ -1,9 +1,9 @@
-"""Exchange groups' parameters with a server: mpirun ... mixing.py TRANSPORT ORDER SETTINGS.
+"""Exchange groups' parameters with a server: mpirun ... mixing.py TRANSPORT ORDER SETTINGS ...
 
-SETTINGS are a run's, in JSON. The server takes the groups' exchanges in the ORDER given, like
-0,1,1. A group of one adds its rank to all of its parameters in an episode, and the server prints
-its own value and each group's. Members of larger groups add different numbers to each, and the
-server prints whether its parameters are the groups', bit for bit.
+SETTINGS are a run's, in JSON; one pair may follow another. The server takes the groups' exchanges
+in that ORDER, like 0,1,1. A group of one adds its rank to all of its parameters in an episode, and
+the server prints its own value and each group's. Members of larger groups add different numbers to
+each, and the server prints whether its parameters are the groups', bit for bit.
 """
 
 import dataclasses
@@ -113,12 +113,13 @@ def serve(comm: MPI.Intracomm, by_message: bool, order: list[int], config: Confi
 
 if __name__ == "__main__":
     world, message = MPI.COMM_WORLD, sys.argv[1] == "message"
-    config = Config(**(SETTINGS | json.loads(sys.argv[3])))
     try:
-        if world.rank == 0:
-            serve(world, message, [int(word) for word in sys.argv[2].split(",")], config)
-        else:
-            work(world, message, config)
+        for order, settings in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+            config = Config(**(SETTINGS | json.loads(settings)))
+            if world.rank == 0:
+                serve(world, message, [int(word) for word in order.split(",")], config)
+            else:
+                work(world, message, config)
     except BaseException:
         import traceback
 
