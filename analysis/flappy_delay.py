@@ -12,13 +12,14 @@ minute or two; flappy_delay.csv keeps those that are done, and the same command 
 import csv
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 
 from analysis.cells import by_setting, command, markdown
+from analysis.worker_scaling import CERTAIN
 from mpi_rl.agent import Agent, make_rng
 from mpi_rl.config import Config, load_job
 from mpi_rl.envs import env_spec
@@ -30,13 +31,13 @@ from mpi_rl.updates import clipping, make_update_rule
 JOBS = ("flappy_scaling",)
 MAX_UPDATES = 100_000
 BLOCK = 1000  # updates that a mean is taken over
-FREE = 0.01  # mean entropy, in nats, of a policy that is no longer certain
 EARLY = 5000  # updates after which the value loss is told
-COLUMNS = "num_workers", "seed", "value_loss", "freed_at"
+TAKE_OFF = -4.0  # mean return: a pipe per episode
+COLUMNS = "num_workers", "seed", "value_loss", "certain", "taken_off"
 
 
-def updates(config: Config, delay: int) -> Iterator[Losses]:
-    """Yield the losses of each update by a gradient that is ``delay`` updates old."""
+def updates(config: Config, delay: int) -> Iterator[tuple[Losses, float]]:
+    """Yield losses and return of each episode, whose gradient is ``delay`` updates old."""
     settings = dataclasses.asdict(config)
     env = env_spec(settings)
     network = network_spec(settings, env.observation_shape, env.num_actions)
@@ -48,37 +49,46 @@ def updates(config: Config, delay: int) -> Iterator[Losses]:
     agent.reset()
     for number in range(MAX_UPDATES):
         np.copyto(held, past[number % len(past)])
-        losses, grad_norm = agent.learn(agent.collect())
+        rollout = agent.collect()
+        losses, grad_norm = agent.learn(rollout)
         scale = clipping(grad_norm, config.max_grad_norm)
         rule(grads, reply, config.learning_rate, scale, 0)
         np.copyto(past[number % len(past)], params)
-        yield losses
+        yield losses, rollout.episode_returns[0]
 
 
 def simulate(config: Config) -> dict[str, float]:
-    """Return COLUMNS: the value loss early on, and when the policy is free (inf: not at all)."""
-    row: dict[str, float] = {"num_workers": config.num_workers, "seed": config.seed}
-    entropies, value_losses = [], []
-    for number, losses in enumerate(updates(config, 2 * config.num_workers - 1), start=1):
-        entropies.append(losses.entropy)
+    """Return COLUMNS of one worker, whose parameters are as old as with ``num_workers``."""
+    value_losses, entropies, returns = [], [], []
+    for losses, episode_return in updates(config, 2 * config.num_workers - 1):
         value_losses.append(losses.value_loss)
-        if number % BLOCK == 0:
-            if number == EARLY:
-                row["value_loss"] = float(np.mean(value_losses[-BLOCK:]))
-            if number >= EARLY and np.mean(entropies[-BLOCK:]) >= FREE:
-                return {**row, "freed_at": number}
-    return {**row, "freed_at": np.inf}
+        entropies.append(losses.entropy)
+        returns.append(episode_return)
+        if len(returns) % BLOCK == 0 and len(returns) >= EARLY:
+            if np.mean(returns[-BLOCK:]) >= TAKE_OFF:
+                break
+    blocks = np.array(entropies[: len(entropies) // BLOCK * BLOCK]).reshape(-1, BLOCK).mean(axis=1)
+    found = np.mean(value_losses[EARLY - BLOCK : EARLY]), np.mean(blocks < CERTAIN)
+    return dict(
+        zip(COLUMNS, map(float, (config.num_workers, config.seed, *found, take_off(returns))))
+    )
 
 
-def measured(run: Run) -> tuple[float, float]:
-    """Return a run's value loss after EARLY updates, and the episodes until its policy is free."""
-    table = run.tables["intervals"]
+def take_off(returns: Sequence[float]) -> float:
+    """Return how many episodes there were when a BLOCK's mean first was TAKE_OFF; inf if never."""
+    blocks = np.array(returns[: len(returns) // BLOCK * BLOCK]).reshape(-1, BLOCK)
+    there = np.flatnonzero(blocks.mean(axis=1) >= TAKE_OFF)
+    return float(BLOCK * (there[0] + 1)) if len(there) else np.inf
+
+
+def measured(run: Run) -> tuple[float, float, float]:
+    """Return a run's value loss after EARLY updates, and what else COLUMNS have, by intervals."""
+    table, taken_off = run.tables["intervals"], take_off(run.episodes["episode_return"].tolist())
     early = int(np.searchsorted(table["version"][:-1], EARLY))
-    free = np.flatnonzero(table["entropy"] >= FREE)
-    if not len(free):
-        return float(table["value_loss"][early]), np.inf
-    episodes = np.searchsorted(run.episodes["step"], table["step"][free[0]])
-    return float(table["value_loss"][early]), float(episodes)
+    last = -1 if np.isinf(taken_off) else int(taken_off) - 1
+    before = table["step"] <= run.episodes["step"][last]
+    certain = float(np.mean(table["entropy"][before] < CERTAIN))
+    return float(table["value_loss"][early]), certain, taken_off
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -101,8 +111,7 @@ def simulate_all(configs: list[Config], path: Path) -> list[dict[str, float]]:
             rows.append(found.result())
             with open(path, "a", encoding="utf-8") as file:
                 file.write(",".join(f"{rows[-1][name]:.6g}" for name in COLUMNS) + "\n")
-            workers, seed, _, freed_at = rows[-1].values()
-            print(f"{workers:.0f} workers' delay, seed {seed:.0f}: free after {freed_at:,.0f}")
+            print(", ".join(f"{name} {value:,.6g}" for name, value in rows[-1].items()), flush=True)
     return rows
 
 
@@ -117,20 +126,23 @@ def report(rows: list[dict[str, float]], runs: list[Run]) -> str:
         chosen = sorted(
             (row for row in rows if row["num_workers"] == number), key=lambda row: row["seed"]
         )
-        simulated = np.array([(row["value_loss"], row["freed_at"]) for row in chosen])
+        simulated = np.array([[row[name] for name in COLUMNS[2:]] for row in chosen])
         cells = [str(number), str(2 * number - 1)]
-        for column, form in ((0, "{:.1f}"), (1, "{:.0f}")):
-            for found in (simulated, real.get(number, np.zeros((0, 2)))):
-                values = found[:, column] / (1000 if column else 1)
-                texts = ["never" if np.isinf(value) else form.format(value) for value in values]
+        for column, (unit, form) in enumerate(((1, ".1f"), (0.01, ".0f"), (1000, ".0f"))):
+            for found in (simulated, real.get(number, np.zeros((0, 3)))):
+                values = found[:, column] / unit
+                texts = ["never" if np.isinf(value) else f"{value:{form}}" for value in values]
                 cells.append(", ".join(texts))
         lines.append(cells)
     header = ["workers", "delay", f"value loss after {EARLY:,} updates: one worker", "runs"]
-    header += [f"thousand episodes until entropy is {FREE:g}: one worker", "runs"]
+    header += ["% of it certain: one worker", "runs"]
+    header += ["take-off, thousand episodes: one worker", "runs"]
     note = (
         "One worker whose parameters are as old as with so many (delay, in updates), and the runs"
-        f" themselves, seeds in order. Entropy in nats, means of {BLOCK:,} updates (runs: of an"
-        f" interval); one worker was watched for {MAX_UPDATES:,} updates, an episode each."
+        f" themselves, seeds in order. Take-off: {BLOCK:,} episodes have a mean return of"
+        f" {TAKE_OFF:g}, a pipe each. Certain: mean entropy is below {CERTAIN:g} nats, of"
+        f" {BLOCK:,} episodes (runs: of intervals) until take-off. One worker was watched for"
+        f" {MAX_UPDATES:,} episodes."
     )
     return "\n\n".join(["# Staleness by itself", note, markdown(header, lines)]) + "\n"
 

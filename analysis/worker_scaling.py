@@ -53,6 +53,7 @@ EPISODES, STEPS = (1e3, "episodes (thousands)"), (1e6, "steps (millions)")
 MINUTES, HOURS = (60.0, "minutes of training"), (3600.0, "hours of training")
 GRID_POINTS = 300
 LAST_EPISODES = 1000  # that a run's final score is the mean of
+CERTAIN = 0.01  # mean entropy, in nats, below which a policy hardly ever tries anything else
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def summary(game: Game, pools: dict[str, list[Run]]) -> str:
     """Return a row per number of workers: final scores, who reached which score, speed."""
     header = ["workers", f"last {LAST_EPISODES:,} episodes: mean [{CONFIDENCE:.0%}]", "seeds"]
     header += [f"reach {score:g}" for score in game.scores]
-    header += ["steps/s", "episodes", "staleness", "entropy, first interval"]
+    header += ["steps/s", "episodes", "staleness", "certain"]
     rows = []
     for name, runs in pools.items():
         scores = np.array([final_score(run) for run in runs])
@@ -108,8 +109,8 @@ def summary(game: Game, pools: dict[str, list[Run]]) -> str:
         rates = [run.attributes["step"] / run.attributes["wall_time_s"] for run in runs]
         row += [f"{np.mean(rates):,.0f}", f"{np.mean([ends(run, 'episode') for run in runs]):,.0f}"]
         row.append(f"{np.mean([mean_staleness(run) for run in runs]):.1f}")
-        entropies = [run.tables["intervals"]["entropy"][:1] for run in runs]
-        row.append(", ".join(f"{value:.2g}" for value in np.concatenate(entropies)))
+        certain = [np.mean(run.tables["intervals"]["entropy"] < CERTAIN) for run in runs]
+        row.append(", ".join(f"{100 * share:.0f} %" for share in certain))
         rows.append(row)
     return markdown(header, rows)
 
@@ -197,7 +198,8 @@ def report(game: Game, pools: dict[str, list[Run]]) -> str:
         " exact permutation test by ranks, not corrected for the number of comparisons. Means,"
         " differences and shares of pairs have percentile bootstraps over runs, too narrow for so"
         " few and without a doubt where every run of one is above every run of the other;"
-        " shares of runs have Clopper-Pearson intervals. Runs of one seed begin with the same"
+        f" shares of runs have Clopper-Pearson intervals. Certain: the share of a run's intervals"
+        f" whose mean entropy is below {CERTAIN:g} nats. Runs of one seed begin with the same"
         " parameters: what holds, holds of these. But for Friedman's, whose permutations are within"
         " seeds, the tests do not use that."
     )

@@ -5,7 +5,15 @@ import itertools
 
 import numpy as np
 
-from analysis.flappy_delay import measured, read_rows, report, simulate, simulate_all, updates
+from analysis.flappy_delay import (
+    measured,
+    read_rows,
+    report,
+    simulate,
+    simulate_all,
+    take_off,
+    updates,
+)
 from mpi_rl.agent import Agent, make_rng
 from mpi_rl.config import load_job
 from mpi_rl.envs import env_spec
@@ -26,9 +34,10 @@ def test_parameters_are_exactly_so_old():
     agent = Agent(CONFIG, env, network, held, grads, make_rng(CONFIG.seed, 0))
     rule = make_update_rule(settings, params, 1)
     agent.reset()
-    for number, losses in enumerate(itertools.islice(updates(CONFIG, 3), 20)):
+    for number, found in enumerate(itertools.islice(updates(CONFIG, 3), 20)):
         held[:] = every[max(0, number - 3)]
-        assert agent.learn(agent.collect())[0] == losses
+        rollout = agent.collect()
+        assert (agent.learn(rollout)[0], *rollout.episode_returns) == found
         rule(grads, np.zeros_like(params), CONFIG.learning_rate, 1.0, 0)
         every.append(params.copy())
 
@@ -39,25 +48,33 @@ def test_what_is_done_is_kept_and_told(tmp_path, monkeypatch):
     monkeypatch.setattr("analysis.flappy_delay.EARLY", 20)
     path = tmp_path / "d.csv"
     found = simulate(CONFIG)
-    assert found["freed_at"] == np.inf and found["value_loss"] > 1
+    assert found["taken_off"] == np.inf and found["value_loss"] > 1 and found["certain"] == 1
     rows = simulate_all([CONFIG], path)
-    assert rows == [found] and read_rows(path)[0]["freed_at"] == np.inf
+    assert rows == [found] and read_rows(path)[0]["taken_off"] == np.inf
     path.write_text(path.read_text().replace("inf", "30"))
-    assert simulate_all([CONFIG], path)[0]["freed_at"] == 30  # not simulated again
+    assert simulate_all([CONFIG], path)[0]["taken_off"] == 30  # not simulated again
 
 
-def test_runs_stand_beside(tmp_path):
+def test_take_off_is_where_a_block_first_has_a_pipe_per_episode(monkeypatch):
+    monkeypatch.setattr("analysis.flappy_delay.BLOCK", 2)
+    assert take_off([-5, -4, -4, -4, 9, 9]) == 4
+    assert take_off([-5, -5, 9]) == np.inf  # half a block says nothing
+
+
+def test_runs_stand_beside(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.flappy_delay.BLOCK", 2)
+    monkeypatch.setattr("analysis.flappy_delay.EARLY", 3)
     record = recorder(tmp_path / "1.h5", 2, num_workers=2, interval_period_steps=100)
     record.join(0, np.zeros(6, np.uint64))
     for number in range(8):
-        entropy = 0.0 if number < 5 else 1.0
-        record.push(0, header(version=number, entropy=entropy, value_loss=number), 0.1)
+        learned = number >= 4
+        values = dict(entropy=float(learned), value_loss=number, lengths=[50])
+        values["returns"] = [0.0 if learned else -5.0]
+        record.push(0, header(version=number, **values), 0.1)
     record.write("complete")
     run = read_run(record.path)
-    table = run.tables["intervals"]
-    loss, freed_at = measured(run)
-    first = int(np.flatnonzero(table["entropy"] >= 0.01)[0])
-    assert loss == table["value_loss"][-1]
-    assert freed_at == (run.episodes["step"] < table["step"][first]).sum()
-    rows = [{"num_workers": 2.0, "seed": 1.0, "value_loss": 3.25, "freed_at": np.inf}]
-    assert f"| 2 | 3 | 3.2 | {loss:.1f} | never | {freed_at / 1000:.0f} |" in report(rows, [run])
+    # intervals of two pushes: losses .5, 2.5, ...; two of the three until take-off were certain
+    assert measured(run) == (2.5, 2 / 3, 6)
+    names = "num_workers", "seed", "value_loss", "certain", "taken_off"
+    row = dict(zip(names, (2.0, 1.0, 3.25, 0.5, np.inf)))
+    assert "| 2 | 3 | 3.2 | 2.5 | 50 | 67 | never | 0 |" in report([row], [run])
