@@ -5,12 +5,15 @@
 A worker spends a while on its own (environment, network, push and the way of the messages), then
 queues at the server for one update and its reply: a closed network of one delay and one queue,
 which mean value analysis (Reiser & Lavenberg 1980) solves exactly for any number of workers, if
-the server's times are taken as exponential. What both take is measured in runs with one worker;
-FILEs are those of jobs/speed.toml, single or collected, whose runs with two workers, each of which
-has a core, check the model. The figure has its speed-ups beside table 2 of the A3C paper.
+the server's times are taken as exponential. What both take is measured in runs with one worker.
+Cores that share caches and memory slow each other down: with two workers a push takes more
+processor time, and for two and more all times are stretched by as much. FILEs are runs of
+jobs/speed.toml, single or collected; the steps/s of those with two workers, each of which has a
+core, check the model. The figure has its speed-ups beside table 2 of the A3C paper.
 """
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,7 @@ class Times:
     latency_s: float  # of the wait, what is not the server's work
     server_s: float
     steps: float
+    stretch: float = 1.0  # of all times, where two workers or more are busy
 
     @property
     def alone_s(self) -> float:
@@ -59,8 +63,11 @@ class Times:
         return (self.alone_s + self.server_s) / self.server_s
 
 
-def times_of(runs: Sequence[Run]) -> Times:
-    """Return the mean times of runs with one worker. Raises ValueError for others."""
+def times_of(runs: Sequence[Run], runs_of_two: Sequence[Run] = ()) -> Times:
+    """Return the mean times of runs with one worker, stretched as in ``runs_of_two``.
+
+    Raises ValueError for ``runs`` with more workers.
+    """
     found = []
     for run in runs:
         workers, seconds = run.tables["workers"], run.tables["timing/worker"]
@@ -76,7 +83,17 @@ def times_of(runs: Sequence[Run]) -> Times:
         waited = max(0.0, seconds["wait"][0] - served)
         found.append(np.array([*own, waited, served, workers["num_steps"][0]]) / pushes)
     *own, latency_s, server_s, steps = np.mean(found, axis=0).tolist()
-    return Times(dict(zip(PHASES, own)), latency_s, server_s, steps)
+    alone, together = (
+        np.mean([_cpu_s(run) for run in some]) for some in (runs, runs_of_two or runs)
+    )
+    return Times(dict(zip(PHASES, own)), latency_s, server_s, steps, float(together / alone))
+
+
+def _cpu_s(run: Run) -> float:
+    """Return the processor time that a worker spends on a push."""
+    workers = run.tables["workers"]
+    pushes = workers["num_pushes"].sum() + workers["num_dropped"].sum()
+    return float(run.tables["timing/worker"]["cpu"].sum() / pushes)
 
 
 def predict(times: Times, num_workers: int) -> tuple[float, float]:
@@ -85,12 +102,14 @@ def predict(times: Times, num_workers: int) -> tuple[float, float]:
     Mean value analysis: an arriving push finds the queue as it is on average with one worker less,
     R_n = S (1 + Q_{n-1}); then X_n = n / (Z + R_n) pushes are served per second, and Q_n = X_n R_n.
     """
+    stretch = times.stretch if num_workers > 1 else 1.0
+    alone_s, server_s = stretch * times.alone_s, stretch * times.server_s
     queue = pushes_per_s = 0.0
     for n in range(1, num_workers + 1):
-        response_s = times.server_s * (1 + queue)
-        pushes_per_s = n / (times.alone_s + response_s)
+        response_s = server_s * (1 + queue)
+        pushes_per_s = n / (alone_s + response_s)
         queue = pushes_per_s * response_s
-    return pushes_per_s * times.steps, pushes_per_s * times.server_s
+    return pushes_per_s * times.steps, pushes_per_s * server_s
 
 
 def measured(run: Run) -> float:
@@ -115,13 +134,16 @@ def by_task(runs: list[Run]) -> dict[str, dict[int, list[Run]]]:
 
 
 def compared(name: str, pools: dict[int, list[Run]]) -> list[list[str]]:
-    """Return rows: what was measured and what the runs of other seeds with one worker predict."""
+    """Return rows: what was measured, and what the runs of other seeds predict."""
     rows = []
     for number, runs in sorted(pools.items()):
         rates, ratios = np.array([measured(run) for run in runs]), []
         for run, rate in zip(runs, rates):
-            others = [one for one in pools[1] if one.config["seed"] != run.config["seed"]]
-            ratios.append(predict(times_of(others or pools[1]), number)[0] / rate)
+            others = [
+                [one for one in pool if one.config["seed"] != run.config["seed"]] or pool
+                for pool in (pools[1], pools.get(2, []))
+            ]
+            ratios.append(predict(times_of(*others), number)[0] / rate)
         rows.append(
             [
                 name,
@@ -139,17 +161,16 @@ def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
     parts = ["# A model of speed"]
     header = ["task", "workers", f"measured steps/s [{CONFIDENCE:.0%}]"]
     rows = [row for name, pools in tasks.items() for row in compared(name, pools)]
-    parts += ["## Measured and predicted (from the other seeds' runs with one worker)"]
+    parts += ["## Measured and predicted (from the other seeds' runs)"]
     parts += [markdown([*header, "predicted / measured", "mean"], rows)]
-    header, rows = ["task", *PHASES[:-1], "latency", "server", "saturated by"], []
-    for name, pools in tasks.items():
-        times = times_of(pools[1])
+    header = ["task", *PHASES[:-1], "latency", "server", "with two workers", "saturated by"]
+    rows, predictions = [], [times_of(pools[1], pools.get(2, [])) for pools in tasks.values()]
+    for name, times in zip(tasks, predictions):
         seconds = [*times.phases.values(), times.latency_s, times.server_s]
         rows.append([name, *(f"{1e6 * one:,.0f}" for one in seconds)])
-        rows[-1].append(f"{times.saturating:.0f} workers")
-    parts += ["## What a push takes, in microseconds", markdown(header, rows)]
+        rows[-1] += [f"x {times.stretch:.2f}", f"{times.saturating:.0f} workers"]
+    parts += ["## What a push takes with one worker, in microseconds", markdown(header, rows)]
     header, rows = ["workers, a core each", *tasks], []
-    predictions = [times_of(pools[1]) for pools in tasks.values()]
     for number in NUMBERS:
         cells = [predict(times, number) for times in predictions]
         rows.append(
@@ -172,7 +193,7 @@ def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
     for number in NUMBERS:
         row = [str(number)]
         for pools in tasks.values():
-            model = np.array([_speed_up(times_of([run]), number) for run in pools[1]])
+            model = _speed_ups(pools, number)
             row.append(_efficiency(float(model.mean()), number, mean_interval(model)))
             row.append("")
             if number != 1 and number in pools:
@@ -185,8 +206,13 @@ def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
     return markdown(["workers, a core each", *header, "A3C paper, table 2"], rows)
 
 
-def _speed_up(times: Times, num_workers: int) -> float:
-    return predict(times, num_workers)[0] / predict(times, 1)[0]
+def _speed_ups(pools: dict[int, list[Run]], num_workers: int) -> np.ndarray:
+    """Return the model's, of each run with one worker and, in their order, one with two."""
+    found = []
+    for one, two in itertools.zip_longest(pools[1], pools.get(2, [])[: len(pools[1])]):
+        times = times_of([one], [two] if two is not None else pools.get(2, []))
+        found.append(predict(times, num_workers)[0] / predict(times, 1)[0])
+    return np.array(found)
 
 
 def _ratio(many: np.ndarray, one: np.ndarray) -> float:
@@ -212,8 +238,8 @@ def draw(axes: Axes, tasks: dict[str, dict[int, list[Run]]]) -> None:
     """Draw modelled speed-ups, and the paper's."""
     numbers = np.arange(1, NUMBERS[-1] + 1)
     for colour, (name, pools) in enumerate(tasks.items()):
-        times = times_of(pools[1])
-        speed_ups = [_speed_up(times, number) for number in numbers.tolist()]
+        times = times_of(pools[1], pools.get(2, []))
+        speed_ups = [_speed_ups(pools, number).mean() for number in numbers.tolist()]
         label = f"{name}: model, saturated by {times.saturating:.0f} workers"
         axes.plot(numbers, speed_ups, color=f"C{colour}", label=label)
         rates = {number: [measured(run) for run in runs] for number, runs in pools.items()}

@@ -29,7 +29,7 @@ from analysis.cells import (
     mean_interval,
     probability_of_improvement,
 )
-from analysis.learning_curves import interval_of_mean, running_average
+from analysis.learning_curves import interval_of_mean
 from analysis.reaching import (
     AXES,
     along,
@@ -46,12 +46,14 @@ from mpi_rl.runfile import Run
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 
 JOBS = "flappy_scaling", "flappy_growth", "space_invaders_scaling"
 REFERENCE = Path(__file__).parent / "reference"
 EPISODES, STEPS = (1e3, "episodes (thousands)"), (1e6, "steps (millions)")
 MINUTES, HOURS = (60.0, "minutes of training"), (3600.0, "hours of training")
-GRID_POINTS = 300
+GRID_POINTS = 150
+COLUMNS = 4  # of a picture
 LAST_EPISODES = 1000  # that a run's final score is the mean of
 CERTAIN = 0.01  # mean entropy, in nats, below which a policy hardly ever tries anything else
 
@@ -73,11 +75,10 @@ class Game:
         return dict(zip(AXES, (EPISODES, STEPS, self.time)))
 
 
-GAMES = {
-    # The deck's own moving average has weight .04. Its best is about 200 by 100,000 episodes.
-    "FlappyBird-v0": Game("Flappy Bird", 0.96, (0, 10, 50), False, "episode", MINUTES),
-    "space_invaders": Game("Space Invaders", 0.98, (200, 250), True, "step", HOURS),
-}
+# The deck's own moving average has weight .04. Its best is about 200 by 100,000 episodes.
+FLAPPY_BIRD = Game("Flappy Bird", 0.96, (0, 10, 50), False, "episode", MINUTES)
+SPACE_INVADERS = Game("Space Invaders", 0.98, (200, 250), True, "step", HOURS)
+GAMES = {"FlappyBird-v0": FLAPPY_BIRD, "space_invaders": SPACE_INVADERS}
 
 
 def label(config: Config) -> str:
@@ -215,24 +216,53 @@ def report(game: Game, pools: dict[str, list[Run]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def draw_scores(axes: Axes, game: Game, pools: dict[str, list[Run]], axis: str) -> None:
-    """Draw runs, thin, and their mean with its interval as far as all of a setting's got."""
+def binned(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of GRID_POINTS equal parts of a run's episodes, and each one's mean score."""
+    returns = run.episodes["episode_return"]
+    ends_of_parts = np.linspace(0, len(returns), min(GRID_POINTS, len(returns)) + 1).astype(int)
+    means = np.add.reduceat(returns, ends_of_parts[:-1]) / np.diff(ends_of_parts)
+    return along(run, axis)[ends_of_parts[1:] - 1], means
+
+
+def mean_curve(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return places on ``axis`` and each run's score there, (runs, GRID_POINTS).
+
+    A run that has ended stands where it ended.
+    """
+    curves = [binned(run, axis) for run in runs]
+    grid = np.linspace(max(at[0] for at, _ in curves), max(at[-1] for at, _ in curves), GRID_POINTS)
+    return grid, np.stack([np.interp(grid, at, curve) for at, curve in curves])
+
+
+def draw_runs(axes: Axes, game: Game, name: str, runs: list[Run], colour: str) -> None:
+    """Draw a setting's runs, their mean and its interval, who joined, and the deck's run."""
+    axis = game.budget_axis
     unit = game.units[axis][0]
-    for colour, (name, runs) in enumerate(pools.items()):
-        curves = [running_average(run.episodes["episode_return"], game.decay) for run in runs]
-        places = [along(run, axis) / unit for run in runs]
-        for at, curve in zip(places, curves):
-            points = np.linspace(0, len(at) - 1, GRID_POINTS).astype(int)
-            axes.plot(at[points], curve[points], color=f"C{colour}", alpha=0.3, linewidth=0.6)
-        grid = np.linspace(max(at[0] for at in places), min(at[-1] for at in places), GRID_POINTS)
-        levels = np.stack([np.interp(grid, at, curve) for at, curve in zip(places, curves)])
-        axes.plot(grid, levels.mean(axis=0), color=f"C{colour}", linewidth=1.8, label=name)
-        if len(runs) > 1:
-            band = interval_of_mean(levels)
-            axes.fill_between(grid, *band, color=f"C{colour}", alpha=0.15, linewidth=0)
-        for run in runs:
-            joins = _joins(run, axis) / unit
-            axes.plot(joins, np.interp(joins, *_line(run, game, axis)), "|", color=f"C{colour}")
+    for run in runs:
+        at, curve = binned(run, axis)
+        axes.plot(at / unit, curve, color=colour, alpha=0.5, linewidth=0.7)
+        joins = _joins(run, axis)
+        axes.plot(joins / unit, np.interp(joins, at, curve), "|", color="black", markersize=5)
+    draw_mean(axes, game, runs, axis, colour)
+    if game is FLAPPY_BIRD and (points := deck().get(name)) is not None:
+        axes.plot(*points.T, "k--o", markersize=3, linewidth=0.9, label="the deck (digitised)")
+        axes.legend(fontsize=7, loc="upper left")
+    axes.set_title(name, fontsize=10)
+    _score_axis(axes, game, axis)
+
+
+def draw_mean(
+    axes: Axes, game: Game, runs: list[Run], axis: str, colour: str, has_band: bool = True
+) -> None:
+    """Draw the mean over runs along ``axis``, and its interval."""
+    grid, levels = mean_curve(runs, axis)
+    at = grid / game.units[axis][0]
+    axes.plot(at, levels.mean(axis=0), color=colour, linewidth=1.8)
+    if has_band and len(runs) > 1:
+        axes.fill_between(at, *interval_of_mean(levels), color=colour, alpha=0.2, linewidth=0)
+
+
+def _score_axis(axes: Axes, game: Game, axis: str) -> None:
     if not game.is_linear:
         axes.set_yscale("symlog", linthresh=10)
     axes.set_xlabel(game.units[axis][1])
@@ -248,11 +278,6 @@ def _joins(run: Run, axis: str) -> np.ndarray:
     return events[axis][late]
 
 
-def _line(run: Run, game: Game, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    average = running_average(run.episodes["episode_return"], game.decay)
-    return along(run, axis) / game.units[axis][0], average
-
-
 def deck() -> dict[str, np.ndarray]:
     """Return the deck's curves by ``label``: thousands of episodes and scores, (N, 2)."""
     lines = (REFERENCE / "flappy_worker_scaling.csv").read_text(encoding="utf-8").splitlines()
@@ -262,20 +287,6 @@ def deck() -> dict[str, np.ndarray]:
         name = row["series"].replace("->", " to ")
         found.setdefault(name if "to" in name else f"{name} workers", []).append(point)
     return {name: np.array(points) for name, points in found.items()}
-
-
-def draw_deck(axes: Axes, names: Sequence[str]) -> None:
-    """Draw the deck's curves, one run each, in the colours of those ``names``."""
-    curves = deck()
-    for colour, name in enumerate(names):
-        if (points := curves.get(name)) is not None:
-            style = "o" if len(points) == 1 else "-o"
-            axes.plot(*points.T, style, color=f"C{colour}", markersize=4, linewidth=1, label=name)
-    axes.set_yscale("symlog", linthresh=10)
-    axes.set_title("the deck (digitised; one run a curve)", fontsize=9)
-    axes.set_xlabel(EPISODES[1])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
 
 
 def draw_shares(axes: Axes, game: Game, pools: dict[str, list[Run]], score: float) -> None:
@@ -341,26 +352,39 @@ def _pools(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def draw_all(game: Game, pools: dict[str, list[Run]], path: Path) -> None:
-    """Draw a game's picture."""
-    figure, panels = pyplot.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
-    for axes, axis in zip(panels[0], AXES):
-        draw_scores(axes, game, pools, axis)
-    panels[0][0].set_ylabel(f"episode return (running average, decay {game.decay:g})")
-    panels[0][0].legend(fontsize=7)
-    own = [*panels[1]]
-    if game is GAMES["FlappyBird-v0"]:
-        draw_deck(own.pop(0), [*pools])
-    for axes, score in zip(own, game.scores[-len(own) :]):
-        draw_shares(axes, game, pools, score)
-    for axes in own[len(game.scores) :]:
+    """Draw a game's picture: a panel for each setting, and below what compares them."""
+    rows = -(-len(pools) // COLUMNS)
+    size = 4 * COLUMNS, 3.3 * (rows + 1)
+    figure, panels = pyplot.subplots(rows + 1, COLUMNS, figsize=size, layout="constrained")
+    colours = {name: f"C{number}" for number, name in enumerate(pools)}
+    above, below = panels[:-1].ravel(), panels[-1]
+    for axes, (name, runs) in zip(above, pools.items()):
+        if axes is not above[0]:
+            axes.sharex(above[0])
+            axes.sharey(above[0])
+        draw_runs(axes, game, name, runs, colours[name])
+    for axes in above[len(pools) :]:
         axes.set_axis_off()
+    others = [axis for axis in AXES if axis != game.budget_axis]
+    for axes, axis in zip(below, others):
+        for name, runs in pools.items():
+            draw_mean(axes, game, runs, axis, colours[name], has_band=False)
+        _score_axis(axes, game, axis)
+        axes.set_title("means", fontsize=10)
+    for axes, score in zip(below[len(others) :], game.scores[-2:]):
+        draw_shares(axes, game, pools, score)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("return")
+    handles = [Line2D([], [], color=colours[name], label=name) for name in pools]
+    below[-1].legend(handles=handles, fontsize=7, loc="upper left")
     count = sum(map(len, pools.values()))
     figure.suptitle(
-        f"{game.title}: {count} runs; band: {CONFIDENCE:.0%} bootstrap interval of the mean over"
-        " runs; ticks: workers that joined",
+        f"{game.title}: returns of {count} runs, thin, of 1/{GRID_POINTS} of their episodes each;"
+        f" mean over runs (one that has ended stands where it ended) with its {CONFIDENCE:.0%}"
+        " bootstrap interval; ticks: workers that joined",
         fontsize=10,
     )
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 

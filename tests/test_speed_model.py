@@ -38,12 +38,20 @@ def test_it_agrees_with_a_simulation(number):
     assert 5 * count / served == pytest.approx(predict(times(), number)[0], rel=0.02)
 
 
-def made(path, workers, env_s=0.008, seed=1):
+def test_two_and_more_share_what_slows_them():
+    slowed = Times({"env": 3.0}, 0.0, 1.0, 5.0, stretch=1.25)
+    assert predict(slowed, 1) == predict(times(), 1)
+    for number in (2, 3):
+        rate, load = predict(times(), number)
+        assert predict(slowed, number) == pytest.approx((rate / 1.25, load))
+
+
+def made(path, workers, env_s=0.008, seed=1, cpu_s=0.008):
     """A run whose pushes, of 50 steps, take 10 ms with one worker."""
     record = recorder(path, workers, seed=seed, num_workers=workers, total_steps=10_000)
     record.join(0, np.zeros(6, np.uint64))
     for number in range(200):
-        phases = env_s, 0.0, 0.001, 0.0, 0.001, 0.0
+        phases = env_s, 0.0, 0.001, 0.0, 0.001, cpu_s
         record.push(number % workers, header(version=number, phase_s=phases), 0.1)
         record.serve_time("update", 0.0005)
     record.finish("complete")
@@ -54,7 +62,9 @@ def test_times_come_from_runs_with_one_worker(tmp_path):
     found = times_of([made(tmp_path / "1.h5", 1), made(tmp_path / "2.h5", 1, env_s=0.006)])
     assert found.phases == pytest.approx({"env": 0.007, "act": 0, "learn": 0.001, "push": 0})
     assert found.server_s == pytest.approx(0.0005) and found.latency_s == pytest.approx(0.0005)
-    assert found.steps == 50
+    assert found.steps == 50 and found.stretch == 1
+    both = made(tmp_path / "4.h5", 1), made(tmp_path / "5.h5", 2, cpu_s=0.010)
+    assert times_of(both[:1], both[1:]).stretch == pytest.approx(1.25)
     with pytest.raises(ValueError, match=r"test\[0\]: 2 workers: the model's times come from"):
         times_of([made(tmp_path / "3.h5", 2)])
 
@@ -64,7 +74,7 @@ def test_the_report_has_predictions_beside_measurements(tmp_path):
     markdown, picture = write(runs, tmp_path / "out")
     text = markdown.read_text()
     assert "saturated by" in text and "| 64 |" in text and picture.stat().st_size > 10_000
-    ratio = predict(times_of([runs[1]]), 2)[0] / measured(runs[2])
+    ratio = predict(times_of([runs[1]], [runs[3]]), 2)[0] / measured(runs[2])
     assert "| 2 | " in text and f"{ratio:.2f}" in text
     speed_up = predict(times_of(runs[:1]), 2)[0] / predict(times_of(runs[:1]), 1)[0]
     modelled = f"{speed_up:.2f} [{speed_up:.2f}, {speed_up:.2f}], {50 * speed_up:.0f} %"
