@@ -1,6 +1,8 @@
 """Who gets to a score, and when: runs that never do are later than all that do."""
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -60,10 +62,24 @@ def chance_of_all(scores: ArrayLike) -> float:
     Of random orders of the settings within each seed, that is the share in which the settings' mean
     ranks are at least as far apart.
     """
-    ranks = rankdata(scores, axis=0)
+    return _within_seeds(scores, lambda ranks: np.var(ranks, axis=0))
+
+
+def chance_of_trend(places: ArrayLike) -> float:
+    """Return the two-sided p of Page's test, likewise, of places (settings, seeds).
+
+    That is the share in which mean ranks rise or fall with the settings' order at least as much.
+    """
+    order = np.arange(len(np.asarray(places)))
+    return _within_seeds(
+        places, lambda ranks: abs(np.tensordot(order - order.mean(), ranks, axes=1)).round(9)
+    )
+
+
+def _within_seeds(values: ArrayLike, statistic: Callable[[Any], Any]) -> float:
     found = permutation_test(
-        tuple(ranks),
-        lambda *settings, axis: np.var(np.mean(settings, axis=axis), axis=0),
+        tuple(rankdata(values, axis=0)),
+        lambda *settings, axis: statistic(np.mean(settings, axis=axis)),
         permutation_type="samples",
         vectorized=True,
         alternative="greater",

@@ -35,6 +35,7 @@ from analysis.reaching import (
     along,
     chance,
     chance_of_all,
+    chance_of_trend,
     ends,
     reached,
     sooner,
@@ -133,12 +134,18 @@ def scores_compared(pools: dict[str, list[Run]]) -> str:
             row[2] += in_brackets(bootstrapped(_difference, first, second), "+.1f")
             row[3] = f"{chance(first, second):.3f}"
         rows.append(row)
-    fixed = [runs for runs in pools.values() if runs[0].config.get("growth", "none") == "none"]
     text = markdown(header, rows)
-    if len(fixed) > 1 and len({tuple(run.config["seed"] for run in runs) for runs in fixed}) == 1:
-        p = chance_of_all([[final_score(run) for run in runs] for runs in fixed])
+    if fixed := fixed_numbers(pools):
+        p = chance_of_all([[final_score(run) for run in pools[name]] for name in fixed])
         text += f"\n\nThat all fixed numbers of workers do the same: p {p:.4f} (Friedman's test)."
     return text
+
+
+def fixed_numbers(pools: dict[str, list[Run]]) -> list[str]:
+    """Return those of fixed numbers of workers; none if they are one or have different seeds."""
+    names = [name for name, runs in pools.items() if runs[0].config.get("growth", "none") == "none"]
+    seeds = {tuple(run.config["seed"] for run in pools[name]) for name in names}
+    return names if len(names) > 1 and len(seeds) == 1 else []
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -184,7 +191,14 @@ def times(game: Game, pools: dict[str, list[Run]], score: float) -> str:
                 text += f", p {chance(first, second):.3f}"
             row.append(text)
         rows.append(row)
-    return "\n\n".join([*parts, markdown(header, rows)])
+    parts.append(markdown(header, rows))
+    if fixed := fixed_numbers(pools):
+        trends = [chance_of_trend([places[name, axis] for name in fixed]) for axis in AXES]
+        parts.append(
+            "That fixed numbers of workers, in their order, get there neither sooner and sooner nor"
+            f" later and later: p {', '.join(f'{p:.4f}' for p in trends)} (Page's test)."
+        )
+    return "\n\n".join(parts)
 
 
 def report(game: Game, pools: dict[str, list[Run]]) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.reaching import along, chance, chance_of_all, ends, reached, sooner
+from analysis.reaching import along, chance, chance_of_all, chance_of_trend, ends, reached, sooner
 from mpi_rl.runfile import read_run
 from tests.records import header, recorder
 
@@ -44,3 +44,13 @@ def test_friedmans_test_is_within_seeds():
     assert chance_of_all([[1, 10], [1, 10], [1, 10]]) == 1
     # Two settings, four seeds: the first is lower in each, or the second.
     assert chance_of_all([[1, 2, 3, 4], [5, 6, 7, 8]]) == pytest.approx(2 / 16)
+
+
+def test_pages_test_asks_for_an_order():
+    never = np.inf
+    # Of the 3!^2 orders of two seeds one rises as much, and one falls as much.
+    assert chance_of_trend([[1, 10], [2, 20], [3, never]]) == pytest.approx(2 / 36)
+    assert chance_of_trend([[1, 1], [3, 3], [2, 2]]) > chance_of_trend([[1, 1], [2, 2], [3, 3]])
+    # Best in the middle: neither up nor down, though Friedman's test sees a difference.
+    middle = [[2, 3, 2, 3], [1, 1, 1, 1], [3, 2, 3, 2]]
+    assert chance_of_trend(middle) == 1 and chance_of_all(middle) < 0.1
