@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.worker_scaling import deck, write
+from analysis.scaling_pictures import deck
+from analysis.worker_scaling import write
 from mpi_rl.runfile import read_run
 from tests.records import header, recorder
 
