@@ -13,6 +13,7 @@ core, check the model. The figure has its speed-ups beside table 2 of the A3C pa
 """
 
 import csv
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,16 +135,24 @@ def by_task(runs: list[Run]) -> dict[str, dict[int, list[Run]]]:
 
 
 def compared(name: str, pools: dict[int, list[Run]]) -> list[list[str]]:
-    """Return rows: what was measured, and what the runs of other seeds predict."""
+    """Return rows: what was measured, and what is predicted from other runs.
+
+    One worker from the other seeds' runs; more from that of their own seed with one worker, which
+    is a neighbour in time, stretched as the other seeds'.
+    """
     rows = []
     for number, runs in sorted(pools.items()):
         rates, ratios = np.array([measured(run) for run in runs]), []
         for run, rate in zip(runs, rates):
-            others = [
-                [one for one in pool if one.config["seed"] != run.config["seed"]] or pool
+            seed = run.config["seed"]
+            ones, twos = (
+                [one for one in pool if one.config["seed"] != seed] or pool
                 for pool in (pools[1], pools.get(2, []))
-            ]
-            ratios.append(predict(times_of(*others), number)[0] / rate)
+            )
+            nearest = [one for one in pools[1] if one.config["seed"] == seed and number > 1]
+            stretch = times_of(ones, twos).stretch
+            times = dataclasses.replace(times_of(nearest or ones), stretch=stretch)
+            ratios.append(predict(times, number)[0] / rate)
         rows.append(
             [
                 name,
@@ -161,7 +170,12 @@ def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
     parts = ["# A model of speed"]
     header = ["task", "workers", f"measured steps/s [{CONFIDENCE:.0%}]"]
     rows = [row for name, pools in tasks.items() for row in compared(name, pools)]
-    parts += ["## Measured and predicted (from the other seeds' runs)"]
+    parts += ["## Measured and predicted"]
+    parts += [
+        "One worker is predicted from the other seeds' runs, two from the run with one of their own"
+        " seed, which was made just before: the machine's speed drifts. How much two busy workers"
+        " slow each other down is from the other seeds' runs."
+    ]
     parts += [markdown([*header, "predicted / measured", "mean"], rows)]
     header = ["task", *PHASES[:-1], "latency", "server", "with two workers", "saturated by"]
     rows, predictions = [], [times_of(pools[1], pools.get(2, [])) for pools in tasks.values()]

@@ -74,7 +74,7 @@ def test_the_report_has_predictions_beside_measurements(tmp_path):
     markdown, picture = write(runs, tmp_path / "out")
     text = markdown.read_text()
     assert "saturated by" in text and "| 64 |" in text and picture.stat().st_size > 10_000
-    ratio = predict(times_of([runs[1]], [runs[3]]), 2)[0] / measured(runs[2])
+    ratio = predict(times_of([runs[0]], [runs[2]]), 2)[0] / measured(runs[2])
     assert "| 2 | " in text and f"{ratio:.2f}" in text
     speed_up = predict(times_of(runs[:1]), 2)[0] / predict(times_of(runs[:1]), 1)[0]
     modelled = f"{speed_up:.2f} [{speed_up:.2f}, {speed_up:.2f}], {50 * speed_up:.0f} %"
