@@ -67,8 +67,8 @@ def simulate(config: Config) -> dict[str, float]:
         if len(returns) % BLOCK == 0 and len(returns) >= EARLY:
             if np.mean(returns[-BLOCK:]) >= TAKE_OFF:
                 break
-    blocks = np.array(entropies[: len(entropies) // BLOCK * BLOCK]).reshape(-1, BLOCK).mean(axis=1)
-    found = np.mean(value_losses[EARLY - BLOCK : EARLY]), np.mean(blocks < CERTAIN)
+    certain = float(np.mean(_means_of_blocks(entropies) < CERTAIN))
+    found = float(np.mean(value_losses[EARLY - BLOCK : EARLY])), certain
     return dict(
         zip(COLUMNS, map(float, (config.num_workers, config.seed, *found, take_off(returns))))
     )
@@ -76,9 +76,14 @@ def simulate(config: Config) -> dict[str, float]:
 
 def take_off(returns: Sequence[float]) -> float:
     """Return how many episodes there were when a BLOCK's mean first was TAKE_OFF; inf if never."""
-    blocks = np.array(returns[: len(returns) // BLOCK * BLOCK]).reshape(-1, BLOCK)
-    there = np.flatnonzero(blocks.mean(axis=1) >= TAKE_OFF)
+    there = np.flatnonzero(_means_of_blocks(returns) >= TAKE_OFF)
     return float(BLOCK * (there[0] + 1)) if len(there) else np.inf
+
+
+def _means_of_blocks(values: Sequence[float]) -> np.ndarray:
+    """Return the mean of each whole BLOCK."""
+    blocks: np.ndarray = np.array(values[: len(values) // BLOCK * BLOCK]).reshape(-1, BLOCK)
+    return np.asarray(blocks.mean(axis=1))
 
 
 def measured(run: Run) -> tuple[float, float, float]:
@@ -92,11 +97,15 @@ def measured(run: Run) -> tuple[float, float, float]:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Return the simulations in ``path``, if there is such a file."""
+    """Return the simulations in ``path``, if there is such a file; ValueError for half a row."""
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as file:
-        return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, start=2):
+        if None in row.values():
+            raise ValueError(f"{path}: line {number} ends early: must be whole, or deleted")
+    return [{name: float(text) for name, text in row.items()} for row in rows]
 
 
 def simulate_all(configs: list[Config], path: Path) -> list[dict[str, float]]:

@@ -179,8 +179,8 @@ def report(game: Game, pools: dict[str, list[Run]]) -> str:
         " few and without a doubt where every run of one is above every run of the other;"
         f" shares of runs have Clopper-Pearson intervals. Certain: the share of a run's intervals"
         f" whose mean entropy is below {CERTAIN:g} nats. Runs of one seed begin with the same"
-        " parameters: what holds, holds of these. But for Friedman's, whose permutations are within"
-        " seeds, the tests do not use that."
+        " parameters: what holds, holds of these. But for Friedman's and Page's, whose permutations"
+        " are within seeds, the tests do not use that."
     )
     parts = [f"# {game.title}: numbers of workers", note, summary(game, pools)]
     parts += [
