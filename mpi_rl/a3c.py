@@ -21,6 +21,7 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     With a pull_period above 1 the agent's parameters are not the link's but a copy, renewed only so
     often, and where an episode ends; with delayed_pull, a copy of what the pull before brought.
     """
+    is_copy = agent.params is not link.params
     link.header["kind"] = Kind.JOIN
     link.header["rng_state"] = rng_state(agent.rng)
     link.push()
@@ -31,16 +32,17 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     push_s = wait_s = 0.0
     cpu, age = process_time(), 0  # pushes since the last pull
     if config.delayed_pull:
-        assert agent.params is not link.params
+        assert is_copy
         held, held_version = link.params.copy(), reply["version"].item()
     while reply["command"] == Command.CONTINUE:
+        agent.use(agent.params if is_copy else link.params, link.grads)
         if age % config.pull_period == 0:
             version, age = reply["version"].item(), 0
             if config.delayed_pull:
                 np.copyto(agent.params, held)
                 np.copyto(held, link.params)
                 version, held_version = held_version, version
-            elif agent.params is not link.params:
+            elif is_copy:
                 np.copyto(agent.params, link.params)
         rollout = agent.collect()
         started = perf_counter()

@@ -1,5 +1,6 @@
 """One worker's learner: act, collect a rollout, turn the rollout into a gradient."""
 
+import copy
 import math
 from dataclasses import dataclass
 from time import perf_counter
@@ -100,6 +101,7 @@ class Agent:
         steps, envs = config.n_steps, config.envs_per_worker
         # A time for each step, one for what the last step led to, and one for other observations.
         self._network = make_network(network, params, grads, steps + 2, envs)
+        self._networks = {(id(params), id(grads)): (self._network, params, grads)}
         self._envs = make_envs(spec, envs)
         self._observations = np.zeros((envs, *spec.observation_shape), np.float32)
         self._logits = np.zeros((steps, envs, spec.num_actions), np.float32)
@@ -107,6 +109,18 @@ class Agent:
         self._rewards = np.zeros((steps, envs))  # raw
         self._terminated, self._truncated = np.zeros((2, steps, envs), bool)
         self._episode_return, self._episode_length = np.zeros(envs), np.zeros(envs, np.int64)
+
+    def use(self, params: np.ndarray, grads: np.ndarray) -> None:
+        """Play by ``params`` and write gradients to ``grads``, (P,), until told otherwise.
+
+        Binding a network takes time; to one of the pairs that were used before, none.
+        """
+        pair = id(params), id(grads)
+        if pair not in self._networks:
+            network = copy.copy(self._network)
+            network.bind(params, grads)
+            self._networks[pair] = network, params, grads
+        self._network, self.params, self.grads = self._networks[pair]
 
     def reset(self) -> None:
         """Start fresh episodes in all environments, seeded from the worker's random stream."""

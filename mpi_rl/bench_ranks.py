@@ -35,6 +35,8 @@ BLOCKS = 4  # a figure and its limit are measured in turns, each so many times
 PERCENTILES = (50, 95, 99)
 SETTLE_S = 1.0  # until workers that have met are asleep
 TURN_SETTLE_S = 0.1  # with as many workers as a turn wants, before it counts
+# Of all gradients and parameters: a reply is the gradient of the next push but one.
+VALUE, LEARNING_RATE = 1e-3, 1e-12  # so they stay, and no statistic becomes denormal, and slow
 
 
 def main() -> None:
@@ -126,14 +128,14 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> list[dict[str
     num_params, by_message = values["num_params"], values["transport"] == "message"
     if comm.rank > 0:
         link = WorkerLink(comm, num_params, 1, by_message)
-        link.grads[:] = 1e-3
+        link.grads[:] = VALUE
         sleeping_barrier(comm)
         pushes = _push_until_told(link, values["pause_s"])
         link.close()
         comm.gather(pushes)
         return []
-    config = config_from_json(values["config"])
-    params = np.zeros(num_params, np.float32)
+    config = dataclasses.replace(config_from_json(values["config"]), learning_rate=LEARNING_RATE)
+    params = np.full(num_params, VALUE, np.float32)
     rule = make_update_rule(dataclasses.asdict(config), params, comm.size - 1)
     server = ServerLink(comm, num_params, 1, by_message)
     sleeping_barrier(comm)
@@ -269,17 +271,17 @@ def _traffic(
 ) -> float:
     """Return the seconds for one update's memory traffic alone, ``count`` workers in turns.
 
-    An update reads the gradient and writes the reply, and reads and writes, in place, the
-    parameters and each statistic of their size.
+    An update reads the gradient and writes the reply (in place, where memory is shared), and reads
+    and writes, in place, the parameters and each statistic of their size.
     """
     vectors = [params, *(array.reshape(-1)[: params.size] for array in statistics.values())]
     for worker in range(count):
-        link.params(worker)[:] = 0  # touched for the first time
+        link.params(worker)[:] = VALUE  # touched for the first time
     one, times, began = np.float32(1), [], time.perf_counter()
     while time.perf_counter() - began < SETTLE_S:
         for worker in range(count):
             before = time.perf_counter()
-            np.copyto(link.params(worker), link.grads(worker))
+            np.multiply(link.grads(worker), one, out=link.params(worker))
             for vector in vectors:
                 if vector.size == params.size:
                     np.multiply(vector, one, out=vector)

@@ -17,13 +17,18 @@ COLUMNS = 16  # conv.c's tiles are so wide
 PIXELS = 84  # and its rows of bytes so long
 
 
-class _Conv(NamedTuple):
-    """A convolution at work; rows are times x environments, images (height, width, channels)."""
+class _Arrays(NamedTuple):
+    """A layer's parameters and their gradients, views of the vectors."""
 
-    weight: np.ndarray  # (side, side, in, out)
+    weight: np.ndarray  # (out, in) or, of a convolution, (side, side, in, out)
     bias: np.ndarray  # (out,)
     weight_grad: np.ndarray
     bias_grad: np.ndarray
+
+
+class _Conv(NamedTuple):
+    """A convolution at work; rows are times x environments, images (height, width, channels)."""
+
     shape: np.ndarray  # conv.c's Shape
     inputs: np.ndarray  # (rows, *image); bytes, (rows, channels, height, width), of the first layer
     outputs: np.ndarray  # (rows, *image)
@@ -51,21 +56,24 @@ class ConvNet:
         num_times: int,
         num_envs: int,
     ) -> None:
-        rows = num_times * num_envs
-        stack = [
-            (layer, (*ours, *theirs))
-            for layer, ours, theirs in zip(layers(spec), views(spec, params), views(spec, grads))
-        ]
-        self._convs: list[_Conv] = []
+        rows, (*convolutions, hidden, _, _) = num_times * num_envs, layers(spec)
+        self._spec, self._convs = spec, list[_Conv]()
         images = np.zeros((rows, *spec.observation_shape), np.uint8)
-        for layer, arrays in stack[:-3]:
-            self._convs.append(_conv(layer, arrays, images))
+        for layer in convolutions:
+            self._convs.append(_conv(layer, images))
             images = self._convs[-1].outputs
-        (_, self._hidden), (_, self._policy), (_, self._value) = stack[-3:]
         self._flat = images.reshape(rows, -1)
-        assert self._flat.shape[1] == self._hidden[0].shape[1], "a network for other observations"
-        self._features = np.zeros((num_times, num_envs, len(self._hidden[0])), np.float32)
+        assert self._flat.shape[1] == hidden.inputs, "a network for other observations"
+        self._features = np.zeros((num_times, num_envs, hidden.outputs), np.float32)
         self._logits = np.zeros((num_times, num_envs, spec.num_actions), np.float32)
+        self.bind(params, grads)
+
+    def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
+        """See ``networks.Network``."""
+        pairs = zip(views(self._spec, params), views(self._spec, grads))
+        stack = [_Arrays(*ours, *theirs) for ours, theirs in pairs]
+        *self._kernels, self._hidden, self._policy, self._value = stack
+        num_times, num_envs, _ = self._features.shape
         self._times = [self._at(time, num_envs) for time in range(num_times)]
 
     def _at(self, time: int, num_envs: int) -> _Time:
@@ -74,9 +82,9 @@ class ConvNet:
             fused.bound(
                 "conv_forward",
                 *(num_envs, conv.shape, conv.inputs[rows]),
-                *(conv.weight, conv.bias, conv.outputs[rows]),
+                *(kernel.weight, kernel.bias, conv.outputs[rows]),
             )
-            for conv in self._convs
+            for conv, kernel in zip(self._convs, self._kernels)
         ]
         weight, bias, *_ = self._hidden
         outputs, inputs = weight.shape
@@ -106,7 +114,7 @@ class ConvNet:
         by_logits, by_values = logits_grad.reshape(-1, logits_grad.shape[-1]), values_grad.ravel()
         count = len(by_values)
         features = self._features.reshape(-1, self._features.shape[-1])[:count]
-        by_features = by_logits @ self._policy[0] + by_values[:, None] * self._value[0]
+        by_features = by_logits @ self._policy.weight + by_values[:, None] * self._value.weight
         by_features *= features > 0
         for (_, _, weight_grad, bias_grad), above, inputs in (
             (self._policy, by_logits, features),
@@ -116,23 +124,23 @@ class ConvNet:
             np.matmul(above.T, inputs, out=weight_grad)
             above.sum(axis=0, out=bias_grad)
         top = self._convs[-1]
-        np.matmul(by_features, self._hidden[0], out=top.above.reshape(self._flat.shape)[:count])
+        np.matmul(by_features, self._hidden.weight, out=top.above.reshape(self._flat.shape)[:count])
         fused.bound("relu_grads", count * top.outputs[0].size, top.outputs, top.above)()
-        for conv, below in zip(reversed(self._convs), [*reversed(self._convs[:-1]), None]):
-            seen = count, conv.shape, conv.inputs
-            fused.bound("conv_weight_grads", *seen, conv.above, conv.weight_grad, conv.bias_grad)()
+        below_each = [*reversed(self._convs[:-1]), None]
+        for conv, kernel, below in zip(self._convs[::-1], self._kernels[::-1], below_each):
+            seen, found = (count, conv.shape, conv.inputs), (kernel.weight_grad, kernel.bias_grad)
+            fused.bound("conv_weight_grads", *seen, conv.above, *found)()
             if below:
                 side, out, run = conv.turned.shape
-                np.copyto(conv.turned, conv.weight.reshape(side, run, out).transpose(0, 2, 1))
+                np.copyto(conv.turned, kernel.weight.reshape(side, run, out).transpose(0, 2, 1))
                 fused.bound("conv_image_grads", *seen, conv.turned, conv.above, below.above)()
 
 
-def _conv(layer: Layer, arrays: tuple[np.ndarray, ...], images: np.ndarray) -> _Conv:
-    """Return a convolution of ``images`` with these weight, bias and their gradients."""
+def _conv(layer: Layer, images: np.ndarray) -> _Conv:
+    """Return a convolution of ``images``."""
     are_bytes = images.dtype == np.uint8
     rows, *size = images.shape
     planes, height, width, channels = (*size, 1) if are_bytes else (1, *size)
-    weight, bias, weight_grad, bias_grad = arrays
     side, out, run = layer.side, layer.outputs, layer.side * channels
     assert out % COLUMNS == 0 and (are_bytes or run % COLUMNS == 0), "conv.c has no such tiles"
     assert not are_bytes or width == PIXELS, "conv.c knows no such pictures"
@@ -140,5 +148,4 @@ def _conv(layer: Layer, arrays: tuple[np.ndarray, ...], images: np.ndarray) -> _
     results = [(length - side) // layer.stride + 1 for length in (height, width)]
     outputs, above = np.zeros((2, rows, *results, out), np.float32)
     turned = np.zeros((side, out, run), np.float32)
-    in_c = np.array(shape, np.uintp)
-    return _Conv(weight, bias, weight_grad, bias_grad, in_c, images, outputs, above, turned)
+    return _Conv(np.array(shape, np.uintp), images, outputs, above, turned)

@@ -29,38 +29,41 @@ class Mlp:
         num_times: int,
         num_envs: int,
     ) -> None:
-        self._inputs = np.zeros((num_times, num_envs, *spec.observation_shape), np.float32)
-        parts: dict[str, list[_Layer]] = {"trunk": [], "policy": [], "value": []}
-        for layer, ours, theirs in zip(layers(spec), views(spec, params), views(spec, grads)):
-            outputs = np.zeros((num_times, num_envs, layer.outputs), np.float32)
-            parts[layer.part].append(_Layer(*ours, *theirs, outputs))
-        self._trunk, self._policy, self._value = parts.values()
-        self._features = self._trunk[-1].outputs if self._trunk else self._inputs
+        self._spec, rows = spec, (num_times, num_envs)
+        self._inputs = np.zeros((*rows, *spec.observation_shape), np.float32)
+        self._outputs = [np.zeros((*rows, layer.outputs), np.float32) for layer in layers(spec)]
         tanh = spec.activation == "tanh"
         self._squash: Callable[..., np.ndarray] = np.tanh if tanh else _relu
         self._slope = _tanh_slope if tanh else _relu_slope
-        acting = [*self._trunk, *self._policy]
-        inputs = [self._inputs, *(layer.outputs for layer in acting)]
+        acting = [x for x, layer in zip(self._outputs, layers(spec)) if layer.part != "value"]
+        pairs = list(zip([self._inputs, *acting], acting))
         # For each time: what every layer reads and writes; a single environment's as vectors.
         one = 0 if num_envs == 1 else slice(None)
-        self._steps = [
-            [
-                (x[t, one], layer.weight.T, layer.bias, layer.outputs[t, one])
-                for x, layer in zip(inputs, acting)
-            ]
-            for t in range(num_times)
-        ]
+        self._steps = [[(x[t, one], y[t, one]) for x, y in pairs] for t in range(num_times)]
+        self.bind(params, grads)
+
+    def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
+        """See ``networks.Network``."""
+        spec, parts = self._spec, dict[str, list[_Layer]](trunk=[], policy=[], value=[])
+        vectors = views(spec, params), views(spec, grads)
+        for layer, ours, theirs, outputs in zip(layers(spec), *vectors, self._outputs):
+            parts[layer.part].append(_Layer(*ours, *theirs, outputs))
+        self._trunk, self._policy, self._value = parts.values()
+        self._features = self._trunk[-1].outputs if self._trunk else self._inputs
+        acting = [*self._trunk, *self._policy]
+        *self._hidden, self._last = [(layer.weight.T, layer.bias) for layer in acting]
 
     def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
         """See ``networks.Network``."""
         self._inputs[time] = observations
-        *hidden, (features, last_weight, last_bias, logits) = self._steps[time]
-        for inputs, weight, bias, outputs in hidden:
+        *hidden, (features, logits) = self._steps[time]
+        for (inputs, outputs), (weight, bias) in zip(hidden, self._hidden):
             inputs.dot(weight, outputs)
             np.add(outputs, bias, outputs)
             self._squash(outputs, outputs)
-        features.dot(last_weight, logits)
-        np.add(logits, last_bias, logits)
+        weight, bias = self._last
+        features.dot(weight, logits)
+        np.add(logits, bias, logits)
         return self._policy[-1].outputs[time]
 
     def values(self, start: int, stop: int) -> np.ndarray:

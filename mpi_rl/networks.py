@@ -62,6 +62,12 @@ class Network(Protocol):
     a rollout needs no second forward pass.
     """
 
+    def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
+        """Compute with other vectors, (P,), from now on.
+
+        A copy.copy that is bound to others shares all but those.
+        """
+
     def logits(self, time: int, observations: np.ndarray) -> np.ndarray:
         """Return the policy's (E, num_actions) for observations (E, *shape); a reused array."""
 

@@ -23,15 +23,19 @@ class TorchNet:
     ) -> None:
         torch.set_num_threads(1)  # every rank has one core
         self._spec, self._layers = spec, layers(spec)
-        self._grads = [array for pair in views(spec, grads) for array in pair]
-        self.tensors = [
-            torch.from_numpy(array).requires_grad_()
-            for pair in views(spec, params)
-            for array in pair
-        ]
+        self.bind(params, grads)
         dtype = torch.float32 if spec.network == "mlp" else torch.uint8
         self._inputs = torch.zeros(num_times, num_envs, *spec.observation_shape, dtype=dtype)
         self._values = np.zeros((num_times, num_envs), np.float32)
+
+    def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
+        """See ``networks.Network``."""
+        self._grads = [array for pair in views(self._spec, grads) for array in pair]
+        self.tensors = [
+            torch.from_numpy(array).requires_grad_()
+            for pair in views(self._spec, params)
+            for array in pair
+        ]
 
     def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (B, num_actions) and values (B,) of observations (B, *shape)."""

@@ -4,7 +4,8 @@ A worker's slot is one stretch of memory, ``reply | params[P] | header | grads[P
 are of float32 or, to be sent at half the size, of float16 or bfloat16:
 
 * on the server's node it lies in a shared window that both ends map, and a message carries only the
-  small header or reply;
+  small header or reply. The server writes the new parameters over the gradient, which its caches
+  have by then, and with that reply params and grads change places, at both ends;
 * elsewhere both ends own a copy, and a message carries header and grads, or reply and params.
 
 Between its push and the reply a worker waits, so the server reads and writes the slot undisturbed:
@@ -229,7 +230,10 @@ class _Link:
 
 
 class WorkerLink(_Link):
-    """A worker's end: fill header and grads, ``push``, ``pull``, find reply and params."""
+    """A worker's end: fill header and grads, ``push``, ``pull``, find reply and params.
+
+    ``params`` and ``grads``, (P,), may be each other's after a ``pull``, and no others ever.
+    """
 
     def __init__(
         self,
@@ -283,6 +287,8 @@ class WorkerLink(_Link):
         """Wait for the answer to the push, the reply (and params), and return the reply."""
         wait_until(lambda: MPI.Request.Testall(self._requests), self._spin, self.bell, parks)
         self._sync()
+        if self._near and self.header["kind"] not in WITHOUT_PARAMS:
+            self.params, self.grads = self.grads, self.params
         return self.reply
 
     def is_admitted(self) -> bool:
@@ -342,6 +348,7 @@ class ServerLink(_Link):
         if self.bell:
             self.bell.is_trusted = all(rings for _, _, rings, _ in gathered)
         self._slots, self._receives, self._replies = [], [], []
+        self._is_near = [near for near, *_ in gathered]
         node_ranks = itertools.count(1)  # of the workers in the window, which keep their order
         for rank, (near, *_) in enumerate(gathered, start=1):
             slot = Slot(0 if near else num_params, max_episodes, dtype=dtype)
@@ -378,9 +385,10 @@ class ServerLink(_Link):
     def params(self, worker: int) -> np.ndarray:
         """Return where the server writes what ``worker``'s next reply brings, (P,).
 
-        It may be written from the worker's push to the reply.
+        It may be written from the worker's push to the reply. It is ``grads`` if memory is shared.
         """
-        return self._slots[worker].params
+        slot = self._slots[worker]
+        return slot.grads if self._is_near[worker] else slot.params
 
     def reply(
         self, worker: int, version: int, command: Command, rng_state: np.ndarray | None = None
@@ -390,6 +398,8 @@ class ServerLink(_Link):
         slot.reply[0] = (version, command, resumed, rng_state if resumed else 0)
         is_small = slot.header["kind"][0] in WITHOUT_PARAMS
         self._sends[worker] = self._answering(worker) if is_small else self._replies[worker]
+        if self._is_near[worker] and not is_small:
+            slot.params, slot.grads = slot.grads, slot.params
         if command != Command.STOP:
             self._receives[worker].Start()
         self._sync()

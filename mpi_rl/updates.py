@@ -1,9 +1,9 @@
 """Update rules: how the server applies one gradient to the flat parameter vector.
 
 Every rule is called as ``rule(grads, reply, learning_rate, scale, worker)``. It changes its
-parameters in place by ``scale`` times the gradient, writes the new ones to ``reply`` as well, and
-keeps its statistics in ``statistics``, a dict of arrays that the run file saves and restores.
-Nothing of size P is allocated in a call.
+parameters in place by ``scale`` times the gradient, writes the new ones to ``reply`` as well, which
+may be ``grads`` itself, and keeps its statistics in ``statistics``, a dict of arrays that the run
+file saves and restores. Nothing of size P is allocated in a call.
 
 A rule is written twice: in NumPy, to be read, and in ``fused.c``, which does all of it in one pass
 over memory and is used where it has been built.
@@ -200,13 +200,13 @@ class Mixing:
     def __call__(
         self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float, worker: int
     ) -> None:
-        if self._elastic:
-            np.copyto(reply, self._params)
-        mix(self._params, grads, self._alpha, self._scratch())
-        if not self._elastic:
-            np.copyto(reply, self._params)
         group = self.start(worker)
         np.copyto(group, grads)
+        if self._elastic:
+            np.copyto(reply, self._params)
+        mix(self._params, group, self._alpha, self._scratch())
+        if not self._elastic:
+            np.copyto(reply, self._params)
         mix(group, reply, self._beta, self._scratch())
 
     def start(self, worker: int) -> np.ndarray:

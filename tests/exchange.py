@@ -31,7 +31,9 @@ def work(comm: MPI.Intracomm, by_message: bool) -> None:
             link.header["episode_lengths"][:] = sent, sent + 1, sent + 2
             link.grads[:] = 1000 * worker + sent
             link.push()
+            pushed, is_near = link.grads, link.bell is not None
             reply = link.pull()
+            assert (link.params is pushed) == is_near  # written over
     assert not link.is_admitted()  # and does not ask again
     link.close()
 
@@ -53,6 +55,8 @@ def serve(comm: MPI.Intracomm, by_message: bool, num_pushes: int) -> None:
             if header["kind"] == Kind.READY:
                 parked.append(worker)
                 continue
+            is_near = link.places[worker][1] == "window"
+            assert (link.params(worker) is link.grads(worker)) == is_near
             link.params(worker)[:] = seen[worker] + worker / 10
             command = Command.STOP if seen[worker] == num_pushes else Command.CONTINUE
             if command == Command.STOP:

@@ -44,6 +44,9 @@ class Agent:
     def reset(self):
         pass
 
+    def use(self, params, grads):
+        self.params, self.grads = params, grads
+
     def collect(self):
         self.played.append(int(self.params[0]))
         returns = [1.0] if len(self.played) % 5 == 0 else []
@@ -86,16 +89,20 @@ def test_delayed_parameters_are_those_of_the_pull_before():
 class Updating(Link):
     """A server of one worker that applies its gradients, and keeps what has come of each."""
 
-    def __init__(self, config, params, num_pushes):
+    def __init__(self, config, params, num_pushes, is_near=False):
         super().__init__()
         self.params, self.grads = np.zeros((2, params.size), np.float32)
+        self._is_near = is_near
         self._server, self._num_pushes, self.changed = params, num_pushes, []
         self._rule = make_update_rule(dataclasses.asdict(config), params, 1)
         self._rate = config.learning_rate
 
     def pull(self):
+        pushed = self.grads
+        if self._is_near:  # params and grads change places
+            self.params, self.grads = self.grads, self.params
         if len(self.pushed) > 1:  # the first push is the worker's JOIN
-            self._rule(self.grads, self.params, self._rate, 1.0, 0)
+            self._rule(pushed, self.params, self._rate, 1.0, 0)
             self.changed.append(self.params.copy())
         else:
             self.params[:] = self._server
@@ -195,3 +202,21 @@ def test_one_worker_of_the_thesis_learns_as_the_thesis_code_does():
     assert 20 < ends < 50 and len(plain) == len(link.changed) == 150
     assert np.abs(link.changed[-1] - first).max() > 0.5
     np.testing.assert_allclose(link.changed, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"pull_period": 3}, {"delayed_pull": True}])
+@pytest.mark.parametrize("env, network", [("CartPole-v1", "mlp"), ("breakout", "atari_2013")])
+def test_a_worker_learns_the_same_where_params_and_grads_change_places(env, network, changes):
+    config = Config(env=env, network=network, n_steps=7, learning_rate=1e-3, **changes)
+    settings = dataclasses.asdict(config)
+    task = env_spec(settings)
+    spec = network_spec(settings, task.observation_shape, task.num_actions)
+    first, found = initial_params(spec, 1), []
+    for is_near in (False, True):
+        link = Updating(config, first.copy(), num_pushes=20, is_near=is_near)
+        params = np.zeros_like(first) if changes else link.params
+        player = agent.Agent(config, task, spec, params, link.grads, agent.make_rng(1, 0))
+        a3c.work(link, player, config)
+        found.append(link.changed)
+    np.testing.assert_array_equal(*found)
+    assert np.abs(found[0][-1] - first).max() > 1e-3

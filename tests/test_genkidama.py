@@ -71,18 +71,21 @@ def vector(*values):
         (0.5, 0.75, 6, 5.5),
     ],
 )
-def test_one_exchange_equals_hand_numbers(alpha, beta, server, group):
-    params, reply = vector(8, -8), vector(0, 0)
-    rule = Mixing(params, alpha, beta, [0, 0, 1, 1])
-    rule(vector(4, -4), reply, 0.1, 0.5, 3)  # rates and scales are for gradients
+@pytest.mark.parametrize("is_near", [False, True])
+def test_one_exchange_equals_hand_numbers(alpha, beta, server, group, is_near):
+    params, pushed = vector(8, -8), vector(4, -4)
+    rule, reply = Mixing(params, alpha, beta, [0, 0, 1, 1]), pushed if is_near else vector(0, 0)
+    rule(pushed, reply, 0.1, 0.5, 3)  # rates and scales are for gradients
     assert params.tolist() == reply.tolist() == [server, -server]
     assert rule.start(2).tolist() == [group, -group] and rule.start(0).tolist() == [8, -8]
 
 
-def test_elastic_averaging_is_symmetric():
-    params, reply = vector(8, -8), vector(0, 0)
+@pytest.mark.parametrize("is_near", [False, True])
+def test_elastic_averaging_is_symmetric(is_near):
+    params, pushed = vector(8, -8), vector(4, -4)
     rule = Mixing(params, 0.25, 0.25, [0, 1], elastic=True)
-    rule(vector(4, -4), reply, 0.1, 0.5, 1)
+    reply = pushed if is_near else vector(0, 0)
+    rule(pushed, reply, 0.1, 0.5, 1)
     assert reply.tolist() == [8, -8]  # what the server had before
     assert params.tolist() == [7, -7] and rule.start(1).tolist() == [5, -5]  # both moved by 1
 

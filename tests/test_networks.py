@@ -1,3 +1,4 @@
+import copy
 import tracemalloc
 
 import numpy as np
@@ -94,6 +95,35 @@ def test_outputs_and_gradient_equal_autograds(this, num_envs, compiled, monkeypa
     # Among 10,000 ReLUs one or two are so near 0 that rounding decides whether they pass anything.
     assert error < (1e-6 if this.network == "mlp" else 5e-3)
     np.testing.assert_allclose(grads, expected_grads, atol=0.01 * np.abs(expected_grads).max())
+
+
+@pytest.mark.parametrize("this", SPECS, ids=lambda this: f"{this.network}-{this.activation}")
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_copy_bound_to_other_vectors_computes_with_those(this, compiled, monkeypatch):
+    monkeypatch.setattr(fused, "AVAILABLE", compiled)
+    seen, rng = observations(this, 2, 3), np.random.default_rng(4)
+    above = [
+        rng.normal(size=(2, 3, *shape)).astype(np.float32) for shape in ((this.num_actions,), ())
+    ]
+
+    def played(network):
+        logits = [network.logits(time, seen[time]).copy() for time in range(2)]
+        values = np.array(network.values(0, 2))
+        network.backward(*above)
+        return *logits, values
+
+    vectors = [initial_params(this, seed) for seed in (1, 2)]
+    first = make_network(this, *vectors, 3, 3)
+    second = copy.copy(first)
+    second.bind(*vectors[::-1])
+    for seed, network in enumerate((first, second, first), start=3):
+        params, grads = vectors[1 - seed % 2], vectors[seed % 2]
+        params[:] = initial_params(this, seed)
+        expected = np.zeros_like(params)
+        apart = make_network(this, params.copy(), expected, 3, 3)
+        for one, other in zip(played(network), played(apart)):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(grads, expected)
 
 
 def test_a_rollout_allocates_nothing_of_the_parameters_size():

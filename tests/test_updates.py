@@ -121,6 +121,19 @@ def test_a_scale_multiplies_the_gradient(name, momentum):
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "sgd"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_reply_may_be_written_over_the_gradient(name, momentum):
+    apart, over = np.ones((2, 1001), np.float32)
+    settings = {"update_rule": name, **SETTINGS, "momentum": momentum, "weight_decay": 0.1}
+    rules = [make_update_rule(settings, params, 1) for params in (apart, over)]
+    for grads in np.random.default_rng(3).normal(size=(3, 1001)).astype(np.float32):
+        rules[0](grads, np.zeros_like(grads), 0.01, 0.5, 0)
+        rules[1](grads, grads, 0.01, 0.5, 0)
+        np.testing.assert_array_equal(over, apart)
+        np.testing.assert_array_equal(grads, over)
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "sgd"])
 def test_an_update_allocates_nothing_of_the_parameters_size(name):
     params = np.zeros(1_000_000, np.float32)
     grads, reply = np.ones_like(params), np.zeros_like(params)
