@@ -21,7 +21,7 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     With a pull_period above 1 the agent's parameters are not the link's but a copy, renewed only so
     often, and where an episode ends; with delayed_pull, a copy of what the pull before brought.
     """
-    is_copy = agent.params is not link.params
+    is_copy = config.pull_period > 1 or config.delayed_pull
     link.header["kind"] = Kind.JOIN
     link.header["rng_state"] = rng_state(agent.rng)
     link.push()
@@ -32,7 +32,6 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     push_s = wait_s = 0.0
     cpu, age = process_time(), 0  # pushes since the last pull
     if config.delayed_pull:
-        assert is_copy
         held, held_version = link.params.copy(), reply["version"].item()
     while reply["command"] == Command.CONTINUE:
         agent.use(agent.params if is_copy else link.params, link.grads)

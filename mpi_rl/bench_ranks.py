@@ -35,8 +35,9 @@ BLOCKS = 4  # a figure and its limit are measured in turns, each so many times
 PERCENTILES = (50, 95, 99)
 SETTLE_S = 1.0  # until workers that have met are asleep
 TURN_SETTLE_S = 0.1  # with as many workers as a turn wants, before it counts
-# Of all gradients and parameters: a reply is the gradient of the next push but one.
-VALUE, LEARNING_RATE = 1e-3, 1e-12  # so they stay, and no statistic becomes denormal, and slow
+# Of all gradients and parameters: where memory is shared a reply is what the next push but one
+# pushes. So they stay, and no statistic becomes denormal, and slow.
+VALUE, LEARNING_RATE = 1e-3, 1e-12
 
 
 def main() -> None:
@@ -128,7 +129,7 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> list[dict[str
     num_params, by_message = values["num_params"], values["transport"] == "message"
     if comm.rank > 0:
         link = WorkerLink(comm, num_params, 1, by_message)
-        link.grads[:] = VALUE
+        link.params[:] = link.grads[:] = VALUE
         sleeping_barrier(comm)
         pushes = _push_until_told(link, values["pause_s"])
         link.close()
@@ -275,17 +276,16 @@ def _traffic(
     and writes, in place, the parameters and each statistic of their size.
     """
     vectors = [params, *(array.reshape(-1)[: params.size] for array in statistics.values())]
-    for worker in range(count):
-        link.params(worker)[:] = VALUE  # touched for the first time
     one, times, began = np.float32(1), [], time.perf_counter()
     while time.perf_counter() - began < SETTLE_S:
-        for worker in range(count):
+        for worker in [*range(count), *range(count)]:  # each slot's vectors in turns, too
             before = time.perf_counter()
             np.multiply(link.grads(worker), one, out=link.params(worker))
             for vector in vectors:
                 if vector.size == params.size:
                     np.multiply(vector, one, out=vector)
             times.append(time.perf_counter() - before)
+            link.swap(worker)
     return float(np.median(times))
 
 

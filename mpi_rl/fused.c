@@ -12,15 +12,15 @@
 #endif
 
 /* The update rules of updates.py. All take n floats each of: params and statistics, changed in place;
-   grads, read; reply, where the new params are written too, which may be grads itself: ivdep says
-   that no turn of a loop waits for another. scale multiplies the gradient. */
+   grads, read; reply, where the new params are written too, which may be grads itself (hence "omp
+   simd": no turn of a loop waits for another). scale multiplies the gradient. */
 
 VECTORS void rmsprop(size_t n, float *restrict params, float *restrict mean_square,
                      const float *grads, float *reply, float scale, float decay, float epsilon,
                      float learning_rate)
 {
     float rest = 1 - decay;
-#pragma GCC ivdep
+#pragma omp simd
     for (size_t i = 0; i < n; i++) {
         float d = scale * grads[i];
         mean_square[i] = decay * mean_square[i] + rest * d * d;
@@ -35,7 +35,7 @@ VECTORS void adam(size_t n, float *restrict params, float *restrict first_moment
                   float beta1, float beta2, float correction, float epsilon, float learning_rate)
 {
     float rest1 = 1 - beta1, rest2 = 1 - beta2;
-#pragma GCC ivdep
+#pragma omp simd
     for (size_t i = 0; i < n; i++) {
         float d = scale * grads[i];
         first_moment[i] = beta1 * first_moment[i] + rest1 * d;
@@ -48,7 +48,7 @@ VECTORS void adam(size_t n, float *restrict params, float *restrict first_moment
 VECTORS void sgd(size_t n, float *restrict params, const float *grads, float *reply, float scale,
                  float weight_decay, float learning_rate)
 {
-#pragma GCC ivdep
+#pragma omp simd
     for (size_t i = 0; i < n; i++) {
         params[i] -= learning_rate * (scale * grads[i] + weight_decay * params[i]);
         reply[i] = params[i];
@@ -59,7 +59,7 @@ VECTORS void momentum_sgd(size_t n, float *restrict params, float *restrict velo
                           const float *grads, float *reply, float scale, float weight_decay,
                           float momentum, float learning_rate)
 {
-#pragma GCC ivdep
+#pragma omp simd
     for (size_t i = 0; i < n; i++) {
         velocity[i] = momentum * velocity[i] + scale * grads[i] + weight_decay * params[i];
         params[i] -= learning_rate * velocity[i];

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+PAGE = 4096  # bytes; vectors that one pass goes through should be apart in theirs
+
 
 def _load() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("mpi_rl._fused")

@@ -25,15 +25,14 @@ import numpy as np
 from mpi4py import MPI
 
 from mpi_rl.bell import Bell
+from mpi_rl.fused import PAGE
 
 SERVER = 0  # its rank; worker w (0-based) is rank w + 1
 SLEEP_FIRST_S, SLEEP_LAST_S = 20e-6, 1e-3
 BELL_S = 20e-3  # between two looks of who relies on a bell
 PARKED_S, PARKED_BELL_S = 50e-3, 0.5  # likewise of who is parked, without and with a bell
 FAILURE_WAIT_S = 4.0  # a failed worker gives the server this long to save the run and end all ranks
-_ALIGNMENT = (
-    1024  # of a slot's vectors: whole cache lines, and apart in their pages like the server's
-)
+_PLACE = 3 * PAGE // 4  # of a slot's vectors in their page: the server's own are in the rest
 
 
 class Tag(enum.IntEnum):
@@ -169,17 +168,18 @@ class Slot:
     ) -> None:
         header, vector = header_dtype(max_episodes), exchange_dtype(dtype)
         num_bytes = vector.itemsize * num_params
-        sizes = [REPLY.itemsize, num_bytes, header.itemsize, num_bytes]
-        starts = np.cumsum([0] + [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes])
-        self.num_bytes = int(starts[-1])
+        # A message is a record and, right behind it, its vector.
+        sizes, begins, end = (REPLY.itemsize, header.itemsize), [], 0
+        for size in sizes:
+            begins.append(end + (_PLACE - size - end) % PAGE)
+            end = begins[-1] + size + num_bytes
+        self.num_bytes = -(-end // PAGE) * PAGE
         if memory is None:
             memory = np.zeros(self.num_bytes, np.uint8)
-        ends = starts[:-1] + sizes
-        reply, params, head, grads = (memory[a:b] for a, b in zip(starts, ends))
-        self.reply, self.params = reply.view(REPLY), params.view(vector)
-        self.header, self.grads = head.view(header), grads.view(vector)
-        self._small = reply, head
-        self._whole = memory[starts[0] : ends[1]], memory[starts[2] : ends[3]]
+        down, up = (memory[a : a + size + num_bytes] for a, size in zip(begins, sizes))
+        self._whole, self._small = (down, up), (down[: sizes[0]], up[: sizes[1]])
+        self.reply, self.params = self._small[0].view(REPLY), down[sizes[0] :].view(vector)
+        self.header, self.grads = self._small[1].view(header), up[sizes[1] :].view(vector)
 
     def views(self) -> tuple[np.void, np.ndarray, np.void, np.ndarray]:
         """Return reply, params, header and grads; the records as scalars that write through."""
@@ -385,10 +385,17 @@ class ServerLink(_Link):
     def params(self, worker: int) -> np.ndarray:
         """Return where the server writes what ``worker``'s next reply brings, (P,).
 
-        It may be written from the worker's push to the reply. It is ``grads`` if memory is shared.
+        It may be written from the worker's push to the reply, and once ``grads`` have been read:
+        where memory is shared, that is where they lie.
         """
         slot = self._slots[worker]
         return slot.grads if self._is_near[worker] else slot.params
+
+    def swap(self, worker: int) -> None:
+        """Let ``worker``'s params and grads change places if memory is shared, as a reply does."""
+        if self._is_near[worker]:
+            slot = self._slots[worker]
+            slot.params, slot.grads = slot.grads, slot.params
 
     def reply(
         self, worker: int, version: int, command: Command, rng_state: np.ndarray | None = None
@@ -396,10 +403,11 @@ class ServerLink(_Link):
         """Answer the worker's push with its ``params``; STOP is a worker's last answer."""
         slot, resumed = self._slots[worker], rng_state is not None
         slot.reply[0] = (version, command, resumed, rng_state if resumed else 0)
-        is_small = slot.header["kind"][0] in WITHOUT_PARAMS
-        self._sends[worker] = self._answering(worker) if is_small else self._replies[worker]
-        if self._is_near[worker] and not is_small:
-            slot.params, slot.grads = slot.grads, slot.params
+        if slot.header["kind"][0] in WITHOUT_PARAMS:
+            self._sends[worker] = self._answering(worker)
+        else:
+            self._sends[worker] = self._replies[worker]
+            self.swap(worker)
         if command != Command.STOP:
             self._receives[worker].Start()
         self._sync()

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from mpi_rl import fused
+from mpi_rl.fused import PAGE
 
 ADAM_BETAS = (0.9, 0.999)  # Kingma & Ba 2015
-PAGE = 4096  # bytes
 
 
 class UpdateRule(Protocol):
@@ -156,7 +156,7 @@ def _statistic(params: np.ndarray, place: int) -> np.ndarray:
 
 
 class _Fused:
-    """A rule's function in ``fused.c``, bound only once to the vectors of each worker's slot."""
+    """A rule's function in ``fused.c``, bound only once to each slot's grads and reply."""
 
     def __init__(self, name: str, *vectors: np.ndarray) -> None:
         """Take the rule's own vectors, the parameters first."""

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from mpi_rl.transport import Command, Kind, ServerLink, Tag, WorkerLink, wait_until
 
 NUM_PARAMS, MAX_EPISODES = 50_001, 3  # an odd size, for the alignment
+JOINED = 0.5  # added to what a worker starts, or goes on, with
 
 
 def work(comm: MPI.Intracomm, by_message: bool) -> None:
@@ -22,11 +23,11 @@ def work(comm: MPI.Intracomm, by_message: bool) -> None:
     while link.is_admitted():
         link.header["kind"] = Kind.JOIN
         link.push()
-        reply = link.pull()
+        reply, extra = link.pull(), JOINED
         while reply["command"] == Command.CONTINUE:
-            expected = np.float32(sent + worker / 10)
+            expected = np.float32(sent + worker / 10 + extra)
             assert reply["version"] == sent and (link.params == expected).all()
-            sent += 1
+            sent, extra = sent + 1, 0
             link.header["kind"], link.header["num_steps"] = Kind.PUSH, sent
             link.header["episode_lengths"][:] = sent, sent + 1, sent + 2
             link.grads[:] = 1000 * worker + sent
@@ -57,7 +58,8 @@ def serve(comm: MPI.Intracomm, by_message: bool, num_pushes: int) -> None:
                 continue
             is_near = link.places[worker][1] == "window"
             assert (link.params(worker) is link.grads(worker)) == is_near
-            link.params(worker)[:] = seen[worker] + worker / 10
+            extra = JOINED if header["kind"] == Kind.JOIN else 0
+            link.params(worker)[:] = seen[worker] + worker / 10 + extra
             command = Command.STOP if seen[worker] == num_pushes else Command.CONTINUE
             if command == Command.STOP:
                 active.remove(worker)

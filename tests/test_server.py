@@ -38,7 +38,7 @@ class ScriptedLink:
             for _ in range(num_workers)
         ]
         self._grads = [np.ones(num_params, np.float32) for _ in range(num_workers)]
-        self._params = [np.zeros(num_params, np.float32) for _ in range(num_workers)]
+        self._params = self._grads  # as where memory is shared: a reply is written over them
         self.replies, self.hurried_after = [], None
 
     def hurry(self):

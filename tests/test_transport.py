@@ -30,6 +30,8 @@ def test_workers_on_two_nodes_use_both_transports(tmp_path):
 def test_a_slots_views_share_its_memory_and_nothing_overlaps():
     memory = np.zeros(Slot(5, 2).num_bytes, np.uint8)
     reply, params, header, grads = Slot(5, 2, memory).views()
+    places = [(each.ctypes.data - memory.ctypes.data) % 4096 for each in (params, grads)]
+    assert places == [3072, 3072]  # the server's own vectors are in the other quarters
     reply["rng_state"], header["episode_lengths"] = 2**64 - 1, -1
     params[:], grads[:] = 1, 2
     again_reply, again_params, again_header, again_grads = Slot(5, 2, memory).views()

@@ -120,8 +120,9 @@ def test_a_scale_multiplies_the_gradient(name, momentum):
     np.testing.assert_allclose(scaled, whole, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam", "sgd"])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "name, momentum", [("rmsprop", 0.0), ("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9)]
+)
 def test_the_reply_may_be_written_over_the_gradient(name, momentum):
     apart, over = np.ones((2, 1001), np.float32)
     settings = {"update_rule": name, **SETTINGS, "momentum": momentum, "weight_decay": 0.1}
