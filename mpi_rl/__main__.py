@@ -340,17 +340,16 @@ def _learn(comm: "MPI.Intracomm", plan: Plan, link: "WorkerLink") -> None:
     from mpi_rl.updates import make_update_rule
 
     config, me = plan.options.config, comm.rank - 1
-    rng, own = make_rng(config.seed, me), np.zeros((2, link.params.size), np.float32)
+    rng = make_rng(config.seed, me)
     if config.algorithm == "a3c":
-        is_copy = config.pull_period > 1 or config.delayed_pull
-        params = own[0] if is_copy else link.params
-        agent = Agent(config, plan.env, plan.network, params, link.grads, rng)
+        agent = Agent(config, plan.env, plan.network, link.params, link.grads, rng)
         a3c.work(link, agent, config)
     else:
         members = [worker + 1 for worker, of in enumerate(plan.groups) if of == plan.groups[me]]
         group = Group(comm, members, link.params.size, plan.options.spin)
         rule = make_update_rule(dataclasses.asdict(config), group.params, 1)
         slowdown = config.group_slowdown if plan.groups[me] == max(plan.groups) else 1.0
+        own = np.zeros((2, link.params.size), np.float32)
         agent = Agent(config, plan.env, plan.network, own[0], own[1], rng)
         genkidama.work(link, group, agent, rule, config, slowdown)
         group.close()

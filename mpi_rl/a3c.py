@@ -21,7 +21,8 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     With a pull_period above 1 the agent's parameters are not the link's but a copy, renewed only so
     often, and where an episode ends; with delayed_pull, a copy of what the pull before brought.
     """
-    is_copy = config.pull_period > 1 or config.delayed_pull
+    has_copy = config.pull_period > 1 or config.delayed_pull
+    own = np.empty_like(link.params) if has_copy else None
     link.header["kind"] = Kind.JOIN
     link.header["rng_state"] = rng_state(agent.rng)
     link.push()
@@ -34,15 +35,15 @@ def work(link: WorkerLink, agent: Agent, config: Config) -> None:
     if config.delayed_pull:
         held, held_version = link.params.copy(), reply["version"].item()
     while reply["command"] == Command.CONTINUE:
-        agent.use(agent.params if is_copy else link.params, link.grads)
+        agent.use(link.params if own is None else own, link.grads)
         if age % config.pull_period == 0:
             version, age = reply["version"].item(), 0
             if config.delayed_pull:
                 np.copyto(agent.params, held)
                 np.copyto(held, link.params)
                 version, held_version = held_version, version
-            elif is_copy:
-                np.copyto(agent.params, link.params)
+            elif own is not None:
+                np.copyto(own, link.params)
         rollout = agent.collect()
         started = perf_counter()
         losses, grad_norm = agent.learn(rollout)
