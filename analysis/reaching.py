@@ -13,9 +13,8 @@ from analysis.cells import probability_of_improvement
 from analysis.learning_curves import running_average
 from mpi_rl.runfile import Run
 
-AXES = ("episode", "step", "wall_time_s")
-EPISODES, STEPS = (1e3, "episodes (thousands)"), (1e6, "steps (millions)")
-MINUTES, HOURS = (60.0, "minutes of training"), (3600.0, "hours of training")
+EPISODES, UPDATES = (1e3, "episodes (thousands)"), (1e3, "updates (thousands)")
+STEPS, MINUTES = (1e6, "steps (millions)"), (60.0, "minutes of training")
 
 
 @dataclass(frozen=True)
@@ -26,23 +25,37 @@ class Game:
     decay: float  # of the running average
     scores: tuple[float, ...]  # that runs may reach
     is_linear: bool  # axis of scores
-    budget_axis: str  # of AXES, along which runs are to be compared first
-    time: tuple[float, str]  # unit of training's, in seconds
+    last_episodes: int  # that a run's final score is the mean of
+    units: dict[str, tuple[float, str]]  # of ``along``'s axes, and labels; the budget's is first
 
     @property
-    def units(self) -> dict[str, tuple[float, str]]:
-        """Return the unit and the label of each of AXES."""
-        return dict(zip(AXES, (EPISODES, STEPS, self.time)))
+    def budget_axis(self) -> str:
+        """Return the axis along which runs are to be compared first."""
+        return next(iter(self.units))
 
 
 # The deck's own moving average has weight .04. Its best is about 200 by 100,000 episodes.
-FLAPPY_BIRD = Game("Flappy Bird", 0.96, (0, 10, 50), False, "episode", MINUTES)
-SPACE_INVADERS = Game("Space Invaders", 0.98, (200, 250), True, "step", HOURS)
+FLAPPY_BIRD = Game(
+    title="Flappy Bird",
+    decay=0.96,
+    scores=(0, 10, 50),
+    is_linear=False,
+    last_episodes=1000,
+    units={"episode": EPISODES, "step": STEPS, "wall_time_s": MINUTES},
+)
+SPACE_INVADERS = Game(
+    title="Space Invaders",
+    decay=0.98,
+    scores=(200, 250),
+    is_linear=True,
+    last_episodes=100,
+    units={"step": STEPS, "version": UPDATES, "wall_time_s": MINUTES},
+)
 GAMES = {"FlappyBird-v0": FLAPPY_BIRD, "space_invaders": SPACE_INVADERS}
 
 
 def along(run: Run, axis: str) -> np.ndarray:
-    """Return where on one of AXES each episode ended, (N,); its own number for 'episode'."""
+    """Return where on ``axis`` each episode ended, (N,); its own number for 'episode'."""
     count = len(run.episodes["step"])
     return np.arange(1, count + 1) if axis == "episode" else run.episodes[axis]
 

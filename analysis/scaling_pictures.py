@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.cells import CONFIDENCE
 from analysis.learning_curves import interval_of_mean
-from analysis.reaching import AXES, FLAPPY_BIRD, Game, along, ends, reached
+from analysis.reaching import FLAPPY_BIRD, Game, along, ends, reached
 from mpi_rl.inspect import moves
 from mpi_rl.runfile import Run
 
@@ -36,7 +36,7 @@ def draw_all(game: Game, pools: dict[str, list[Run]], path: Path) -> None:
         draw_runs(axes, game, name, runs, colours[name])
     for axes in above[len(pools) :]:
         axes.set_axis_off()
-    others = [axis for axis in AXES if axis != game.budget_axis]
+    others = [axis for axis in game.units if axis != game.budget_axis]
     for axes, axis in zip(below, others):
         for name, runs in pools.items():
             draw_mean(axes, game, runs, axis, colours[name], has_band=False)

@@ -159,7 +159,7 @@ def compared(name: str, pools: dict[int, list[Run]]) -> list[list[str]]:
                 str(number),
                 f"{rates.mean():,.0f}{in_brackets(mean_interval(rates), ',.0f')}",
                 ", ".join(f"{ratio:.2f}" for ratio in ratios),
-                f"{np.mean(ratios):.2f}",
+                f"{np.mean(ratios):.2f}{in_brackets(mean_interval(np.array(ratios)), '.2f')}",
             ]
         )
     return rows
@@ -176,7 +176,7 @@ def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
         " seed, which was made just before: the machine's speed drifts. How much two busy workers"
         " slow each other down is from the other seeds' runs."
     ]
-    parts += [markdown([*header, "predicted / measured", "mean"], rows)]
+    parts += [markdown([*header, "predicted / measured", f"mean [{CONFIDENCE:.0%}]"], rows)]
     header = ["task", *PHASES[:-1], "latency", "server", "with two workers", "saturated by"]
     rows, predictions = [], [times_of(pools[1], pools.get(2, [])) for pools in tasks.values()]
     for name, times in zip(tasks, predictions):

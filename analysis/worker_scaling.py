@@ -4,9 +4,9 @@
 
 FILEs are runs of jobs/flappy_scaling.toml and flappy_growth.toml (the deck "A3C parallelism vs
 learning efficiency", digitised beside ours) and of jobs/space_invaders_scaling.toml, single or
-collected. A picture and tables for each game: scores against episodes, steps and hours, with the
-steps at which workers joined; who reached a score and when; and every two numbers of workers
-compared, with the share of chance.
+collected. A picture and tables for each game: scores against episodes, steps, updates and time,
+with the steps at which workers joined; who reached a score and when; and every two numbers of
+workers compared, with the share of chance.
 """
 
 import itertools
@@ -27,7 +27,6 @@ from analysis.cells import (
     probability_of_improvement,
 )
 from analysis.reaching import (
-    AXES,
     GAMES,
     Game,
     chance,
@@ -42,7 +41,6 @@ from mpi_rl.config import Config, budget
 from mpi_rl.runfile import Run
 
 JOBS = "flappy_scaling", "flappy_growth", "space_invaders_scaling"
-LAST_EPISODES = 1000  # that a run's final score is the mean of
 CERTAIN = 0.01  # mean entropy, in nats, below which a policy hardly ever tries anything else
 
 
@@ -53,19 +51,19 @@ def label(config: Config) -> str:
     return f"{config.initial_workers} to {config.num_workers}"
 
 
-def final_score(run: Run, episodes: int | None = None) -> float:
+def final_score(game: Game, run: Run, episodes: int | None = None) -> float:
     """Return the mean of the last of a run's first ``episodes``, or of all."""
-    return float(run.episodes["episode_return"][:episodes][-LAST_EPISODES:].mean())
+    return float(run.episodes["episode_return"][:episodes][-game.last_episodes :].mean())
 
 
 def summary(game: Game, pools: dict[str, list[Run]]) -> str:
     """Return a row per number of workers: final scores, who reached which score, speed."""
-    header = ["workers", f"last {LAST_EPISODES:,} episodes: mean [{CONFIDENCE:.0%}]", "seeds"]
+    header = ["workers", f"last {game.last_episodes:,} episodes: mean [{CONFIDENCE:.0%}]", "seeds"]
     header += [f"reach {score:g}" for score in game.scores]
     header += ["steps/s", "episodes", "staleness", "certain"]
     rows = []
     for name, runs in pools.items():
-        scores = np.array([final_score(run) for run in runs])
+        scores = np.array([final_score(game, run) for run in runs])
         row = [name, f"{scores.mean():.1f}{in_brackets(mean_interval(scores), '.1f')}"]
         row.append(", ".join(f"{score:.1f}" for score in scores))
         for score in game.scores:
@@ -81,7 +79,7 @@ def summary(game: Game, pools: dict[str, list[Run]]) -> str:
     return markdown(header, rows)
 
 
-def scores_compared(pools: dict[str, list[Run]]) -> str:
+def scores_compared(game: Game, pools: dict[str, list[Run]]) -> str:
     """Return every two numbers of workers: whose scores are higher by the smaller budget's end."""
     header = ["", "higher, of pairs of runs", "difference of means", "p"]
     rows = []
@@ -89,7 +87,7 @@ def scores_compared(pools: dict[str, list[Run]]) -> str:
         both = [*pools[one], *pools[other]]
         seen = min((n for run in both if (n := run.config.get("total_episodes"))), default=None)
         first, second = (
-            np.array([final_score(run, seen) for run in pools[name]]) for name in (one, other)
+            np.array([final_score(game, run, seen) for run in pools[name]]) for name in (one, other)
         )
         share = probability_of_improvement(first, second)
         row = [f"{one} over {other}", f"{share:.2f}", f"{_difference(first, second):+.1f}", ""]
@@ -100,7 +98,7 @@ def scores_compared(pools: dict[str, list[Run]]) -> str:
         rows.append(row)
     text = markdown(header, rows)
     if fixed := fixed_numbers(pools):
-        p = chance_of_all([[final_score(run) for run in pools[name]] for name in fixed])
+        p = chance_of_all([[final_score(game, run) for run in pools[name]] for name in fixed])
         text += f"\n\nThat all fixed numbers of workers do the same: p {p:.4f} (Friedman's test)."
     return text
 
@@ -124,27 +122,27 @@ def mean_staleness(run: Run) -> float:
 
 def times(game: Game, pools: dict[str, list[Run]], score: float) -> str:
     """Return when each run reached ``score``, and who did so sooner of every two numbers."""
-    header = ["workers", *(game.units[axis][1] for axis in AXES)]
+    header = ["workers", *(text for _, text in game.units.values())]
     places = {
         (name, axis): np.array([reached(run, score, axis, game.decay) for run in runs])
         for name, runs in pools.items()
-        for axis in AXES
+        for axis in game.units
     }
     last = {(name, axis): min(ends(run, axis) for run in pools[name]) for name, axis in places}
     rows = []
     for name in pools:
         row = [name]
-        for axis in AXES:
+        for axis in game.units:
             found = places[name, axis] / game.units[axis][0]
             row.append(", ".join("never" if np.isinf(at) else f"{at:.3g}" for at in found))
         rows.append(row)
     parts = [markdown(header, rows)]
 
-    header = ["", *(f"sooner in {axis.removesuffix('_s').replace('_', ' ')}s" for axis in AXES)]
+    header = ["", *(f"sooner in {text.split(' (')[0]}" for _, text in game.units.values())]
     rows = []
     for one, other in itertools.combinations(pools, 2):
         row = [f"{one} before {other}"]
-        for axis in AXES:
+        for axis in game.units:
             seen = min(last[one, axis], last[other, axis])  # of every run
             first, second = (
                 np.where(at <= seen, at, np.inf) for at in (places[one, axis], places[other, axis])
@@ -157,7 +155,7 @@ def times(game: Game, pools: dict[str, list[Run]], score: float) -> str:
         rows.append(row)
     parts.append(markdown(header, rows))
     if fixed := fixed_numbers(pools):
-        trends = [chance_of_trend([places[name, axis] for name in fixed]) for axis in AXES]
+        trends = [chance_of_trend([places[name, axis] for name in fixed]) for axis in game.units]
         parts.append(
             "That fixed numbers of workers, in their order, get there neither sooner and sooner nor"
             f" later and later: p {', '.join(f'{p:.4f}' for p in trends)} (Page's test)."
@@ -167,16 +165,15 @@ def times(game: Game, pools: dict[str, list[Run]], score: float) -> str:
 
 def report(game: Game, pools: dict[str, list[Run]]) -> str:
     """Return a game's tables in Markdown."""
-    budgets = dict.fromkeys(budget(run.config) for runs in pools.values() for run in runs)
     note = (
-        f"Runs end after {'; '.join(budgets)}, whichever comes first (growing ones have the most"
-        " episodes). A score is reached when the running average of returns (decay"
-        f" {game.decay:g}) gets there. Sooner: the share of pairs of runs in which the first is"
-        " sooner, ties as halves; what happened after the first of these runs had ended does not"
-        " count, and a run that had not got there by then is later than any that had. p is of the"
-        " exact permutation test by ranks, not corrected for the number of comparisons. Means,"
-        " differences and shares of pairs have percentile bootstraps over runs, too narrow for so"
-        " few and without a doubt where every run of one is above every run of the other;"
+        f"Runs end after {_budgets(pools)}. A score is reached when the running average of"
+        f" returns (decay {game.decay:g}) gets there. Sooner: the share of pairs of runs in which"
+        " the first is sooner, ties as halves; what happened after the first of these runs had"
+        " ended does not count, and a run that had not got there by then is later than any that"
+        " had. p is of the exact permutation test by ranks, not corrected for the number of"
+        " comparisons. Means, differences and shares of pairs have percentile bootstraps over"
+        " runs, too narrow for so few and without a doubt where every run of one is above every"
+        " run of the other;"
         f" shares of runs have Clopper-Pearson intervals. Certain: the share of a run's intervals"
         f" whose mean entropy is below {CERTAIN:g} nats. Runs of one seed begin with the same"
         " parameters: what holds, holds of these. But for Friedman's and Page's, whose permutations"
@@ -184,14 +181,26 @@ def report(game: Game, pools: dict[str, list[Run]]) -> str:
     )
     parts = [f"# {game.title}: numbers of workers", note, summary(game, pools)]
     parts += [
-        f"## Scores\n\nMeans of the last {LAST_EPISODES:,} episodes, where the smaller of two"
+        f"## Scores\n\nMeans of the last {game.last_episodes:,} episodes, where the smaller of two"
         f" budgets of episodes ends, or the run; pairs and differences with {CONFIDENCE:.0%}"
         " intervals.",
-        scores_compared(pools),
+        scores_compared(game, pools),
     ]
     for score in game.scores:
         parts += [f"## A score of {score:g}", times(game, pools, score)]
     return "\n\n".join(parts) + "\n"
+
+
+def _budgets(pools: dict[str, list[Run]]) -> str:
+    """Return budgets in words, and whose they are if there are several."""
+    found: dict[str, list[str]] = {}
+    for name, (run, *_) in pools.items():  # the runs of one setting
+        text = budget(run.config)
+        text += ", whichever is first" if " or " in text else ""
+        found.setdefault(text, []).append(name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
 
 
 def write(runs: list[Run], folder: Path) -> list[Path]:
