@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D  # noqa: E402
 
 REFERENCE = Path(__file__).parent / "reference"
 GRID_POINTS = 150
+MIN_EPISODES = 30  # in the mean that a point is
 COLUMNS = 4
 
 
@@ -50,9 +51,9 @@ def draw_all(game: Game, pools: dict[str, list[Run]], path: Path) -> None:
     below[-1].legend(handles=handles, fontsize=7, loc="upper left")
     count = sum(map(len, pools.values()))
     figure.suptitle(
-        f"{game.title}: returns of {count} runs, thin, of 1/{GRID_POINTS} of their episodes each;"
-        f" mean over runs (one that has ended stands where it ended) with its {CONFIDENCE:.0%}"
-        " bootstrap interval; ticks: workers that joined",
+        f"{game.title}: returns of {count} runs, thin, means of 1/{GRID_POINTS} of a run's"
+        f" episodes, or {MIN_EPISODES}; mean over runs (one that has ended stands where it ended)"
+        f" with its {CONFIDENCE:.0%} bootstrap interval; ticks: workers that joined",
         fontsize=10,
     )
     figure.savefig(path, dpi=110)
@@ -60,9 +61,10 @@ def draw_all(game: Game, pools: dict[str, list[Run]], path: Path) -> None:
 
 
 def binned(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of GRID_POINTS equal parts of a run's episodes, and each one's mean score."""
+    """Return the ends of equal parts of a run's episodes, GRID_POINTS at most, and mean scores."""
     returns = run.episodes["episode_return"]
-    ends_of_parts = np.linspace(0, len(returns), min(GRID_POINTS, len(returns)) + 1).astype(int)
+    parts = min(GRID_POINTS, max(1, len(returns) // MIN_EPISODES))
+    ends_of_parts = np.linspace(0, len(returns), parts + 1).astype(int)
     means = np.add.reduceat(returns, ends_of_parts[:-1]) / np.diff(ends_of_parts)
     return along(run, axis)[ends_of_parts[1:] - 1], means
 

@@ -5,7 +5,15 @@ import heapq
 import numpy as np
 import pytest
 
-from analysis.speed_model import Times, measured, paper_speed_ups, predict, times_of, write
+from analysis.speed_model import (
+    Times,
+    measured,
+    off_core_s,
+    paper_speed_ups,
+    predict,
+    times_of,
+    write,
+)
 from mpi_rl.runfile import read_run
 from tests.records import header, recorder
 
@@ -67,6 +75,13 @@ def test_times_come_from_runs_with_one_worker(tmp_path):
     assert times_of(both[:1], both[1:]).stretch == pytest.approx(1.25)
     with pytest.raises(ValueError, match=r"test\[0\]: 2 workers: the model's times come from"):
         times_of([made(tmp_path / "3.h5", 2)])
+
+
+def test_time_without_a_core_is_told_beside_the_model(tmp_path):
+    runs = [made(tmp_path / "1.h5", 1), made(tmp_path / "2.h5", 2, env_s=0.0105)]
+    assert [off_core_s(run) for run in runs] == pytest.approx([0.001, 0.0035])
+    assert "| x 1.00 | 2,500 | " in write(runs, tmp_path / "out")[0].read_text()
+    assert "| x 1.00 |  | " in write(runs[:1], tmp_path / "out")[0].read_text()
 
 
 def test_the_report_has_predictions_beside_measurements(tmp_path):
