@@ -52,8 +52,8 @@ def draw_all(game: Game, pools: dict[str, list[Run]], path: Path) -> None:
     count = sum(map(len, pools.values()))
     figure.suptitle(
         f"{game.title}: returns of {count} runs, thin, means of 1/{GRID_POINTS} of a run's"
-        f" episodes, or {MIN_EPISODES}; mean over runs (one that has ended stands where it ended)"
-        f" with its {CONFIDENCE:.0%} bootstrap interval; ticks: workers that joined",
+        f" episodes, {MIN_EPISODES} or more; mean over runs (one that has ended stands where it"
+        f" ended) with its {CONFIDENCE:.0%} bootstrap interval; ticks: workers that joined",
         fontsize=10,
     )
     figure.savefig(path, dpi=110)

@@ -8,8 +8,9 @@ which mean value analysis (Reiser & Lavenberg 1980) solves exactly for any numbe
 the server's times are taken as exponential. What both take is measured in runs with one worker.
 Cores that share caches and memory slow each other down: with two workers a push takes more
 processor time, and for two and more all times are stretched by as much. FILEs are runs of
-jobs/speed.toml, single or collected; the steps/s of those with two workers, each of which has a
-core, check the model. The figure has its speed-ups beside table 2 of the A3C paper.
+jobs/speed.toml, single or collected; the steps/s of those with two workers check the model, if
+there are cores for these and the server; the report tells for how long they had none. The figure
+has the speed-ups beside table 2 of the A3C paper.
 """
 
 import csv
@@ -60,7 +61,7 @@ class Times:
 
     @property
     def saturating(self) -> float:
-        """The number of workers at which the server would be busy all the time."""
+        """The saturation point: with more workers than that some are always in the queue."""
         return (self.alone_s + self.server_s) / self.server_s
 
 
@@ -91,10 +92,10 @@ def times_of(runs: Sequence[Run], runs_of_two: Sequence[Run] = ()) -> Times:
 
 
 def off_core_s(run: Run) -> float:
-    """Return how long a push takes a worker beyond its processor time, but for the wait.
+    """Return for how long, at least, workers had no core while they had work, for each push.
 
-    With one worker, below 0, as waiting takes some processor time; what there is more of it with
-    two is the time in which they had no core.
+    That is what their phases take but for the wait, less all processor time, the wait's included:
+    below 0 where it tells nothing.
     """
     return _seconds(run, *(name for name in PHASES if name != "wait")) - _seconds(run, "cpu")
 
@@ -186,22 +187,14 @@ def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
         " slow each other down is from the other seeds' runs."
     ]
     parts += [markdown([*header, "predicted / measured", f"mean [{CONFIDENCE:.0%}]"], rows)]
-    header = ["task", *PHASES[:-1], "latency", "server", "with two workers"]
-    header += ["without a core, with two", "saturated by"]
-    rows, predictions = [], [times_of(pools[1], pools.get(2, [])) for pools in tasks.values()]
-    for (name, pools), times in zip(tasks.items(), predictions):
-        seconds = [*times.phases.values(), times.latency_s, times.server_s]
-        rows.append([name, *(f"{1e6 * one:,.0f}" for one in seconds)])
-        rows[-1] += [f"x {times.stretch:.2f}", "", f"{times.saturating:.0f} workers"]
-        if 2 in pools:
-            one, two = (np.mean([off_core_s(run) for run in pools[n]]) for n in (1, 2))
-            rows[-1][-2] = f"{1e6 * (two - one):,.0f}"
-    parts += ["## What a push takes with one worker, in microseconds", markdown(header, rows)]
+    parts += ["## What a push takes with one worker, in microseconds", times_table(tasks)]
     parts += [
-        "With two workers: how much more processor time a push takes, and for how long its worker"
-        " has none, as two workers and the server share what cores there are. The model gives each"
-        " a core, so where they are two it predicts too much by as much."
+        "With more workers than the saturation point some are always in the queue. Two workers: by"
+        " how much more processor time a push takes, and for how long, at least, its worker has"
+        " work and no core, as both share cores with the server if there are only two. The model"
+        " gives each a core, and so predicts too much there."
     ]
+    predictions = [times_of(pools[1], pools.get(2, [])) for pools in tasks.values()]
     header, rows = ["workers, a core each", *tasks], []
     for number in NUMBERS:
         cells = [predict(times, number) for times in predictions]
@@ -218,6 +211,24 @@ def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def times_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
+    """Return what a push takes with one worker, and what changes with two, as a table."""
+    header = ["task", *PHASES[:-1], "latency", "server", "saturation point"]
+    header += ["two workers: processor time", "two workers: without a core"]
+    rows = []
+    for name, pools in tasks.items():
+        times = times_of(pools[1], pools.get(2, []))
+        seconds = [*times.phases.values(), times.latency_s, times.server_s]
+        row = [name, *(f"{1e6 * one:,.0f}" for one in seconds), f"{times.saturating:.1f} workers"]
+        if 2 in pools:
+            cpu = [np.array([_seconds(run, "cpu") for run in pools[n]]) for n in (2, 1)]
+            row.append(f"x {times.stretch:.2f}{in_brackets(_ratio_interval(*cpu), '.2f')}")
+            off = 1e6 * np.array([off_core_s(run) for run in pools[2]])
+            row.append(f"{off.mean():,.0f}{in_brackets(mean_interval(off), ',.0f')}")
+        rows.append(row + [""] * (len(header) - len(row)))
+    return markdown(header, rows)
+
+
 def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
     """Return modelled and measured speed-ups, and the paper's, as a table in Markdown."""
     paper = paper_speed_ups()
@@ -230,12 +241,11 @@ def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
             row.append("")
             if number != 1 and number in pools:
                 rates = [np.array([measured(run) for run in pools[n]]) for n in (number, 1)]
-                found = bootstrapped(_ratio, *rates) if min(map(len, rates)) > 1 else None
-                row[-1] = _efficiency(_ratio(*rates), number, found)
+                row[-1] = _efficiency(_ratio(*rates), number, _ratio_interval(*rates))
         row.append(_efficiency(paper[number], number) if number in paper else "")
         rows.append(row)
-    header = [f"{name}: {what}" for name in tasks for what in ("model", "measured")]
-    return markdown(["workers, a core each", *header, "A3C paper, table 2"], rows)
+    header = [f"{name}: {what}" for name in tasks for what in ("model, a core each", "measured")]
+    return markdown(["workers", *header, "A3C paper, table 2"], rows)
 
 
 def _speed_ups(pools: dict[int, list[Run]], num_workers: int) -> np.ndarray:
@@ -249,6 +259,10 @@ def _speed_ups(pools: dict[int, list[Run]], num_workers: int) -> np.ndarray:
 
 def _ratio(many: np.ndarray, one: np.ndarray) -> float:
     return float(many.mean() / one.mean())
+
+
+def _ratio_interval(many: np.ndarray, one: np.ndarray) -> tuple[float, float] | None:
+    return bootstrapped(_ratio, many, one) if min(len(many), len(one)) > 1 else None
 
 
 def _efficiency(
@@ -272,7 +286,7 @@ def draw(axes: Axes, tasks: dict[str, dict[int, list[Run]]]) -> None:
     for colour, (name, pools) in enumerate(tasks.items()):
         times = times_of(pools[1], pools.get(2, []))
         speed_ups = [_speed_ups(pools, number).mean() for number in numbers.tolist()]
-        label = f"{name}: model, saturated by {times.saturating:.0f} workers"
+        label = f"{name}: model, saturation point {times.saturating:.1f} workers"
         axes.plot(numbers, speed_ups, color=f"C{colour}", label=label)
         rates = {number: [measured(run) for run in runs] for number, runs in pools.items()}
         for number in sorted(rates):
@@ -285,7 +299,7 @@ def draw(axes: Axes, tasks: dict[str, dict[int, list[Run]]]) -> None:
     axes.set_yscale("log", base=2)
     axes.set_xticks(NUMBERS, [str(number) for number in NUMBERS])
     axes.set_yticks(NUMBERS, [str(number) for number in NUMBERS])
-    axes.set_xlabel("workers or threads, a core each")
+    axes.set_xlabel("workers or threads (model: a core each)")
     axes.set_ylabel("speed-up in steps/s (points: measured)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -80,17 +80,20 @@ def test_times_come_from_runs_with_one_worker(tmp_path):
 def test_time_without_a_core_is_told_beside_the_model(tmp_path):
     runs = [made(tmp_path / "1.h5", 1), made(tmp_path / "2.h5", 2, env_s=0.0105)]
     assert [off_core_s(run) for run in runs] == pytest.approx([0.001, 0.0035])
-    assert "| x 1.00 | 2,500 | " in write(runs, tmp_path / "out")[0].read_text()
-    assert "| x 1.00 |  | " in write(runs[:1], tmp_path / "out")[0].read_text()
+    assert " workers | x 1.00 | 3,500 |\n" in write(runs, tmp_path / "out")[0].read_text()
+    assert " workers |  |  |\n" in write(runs[:1], tmp_path / "out")[0].read_text()
 
 
 def test_the_report_has_predictions_beside_measurements(tmp_path):
     runs = [made(tmp_path / f"{n}{s}.h5", n, seed=s) for n in (1, 2) for s in (1, 2)]
+    for run, rate in zip(runs, (5000, 4000, 7980, 10500)):
+        run.tables["intervals"]["wall_time_s"] = run.tables["intervals"]["step"] / rate
     markdown, picture = write(runs, tmp_path / "out")
     text = markdown.read_text()
-    assert "saturated by" in text and "| 64 |" in text and picture.stat().st_size > 10_000
-    ratio = predict(times_of([runs[0]], [runs[2]]), 2)[0] / measured(runs[2])
-    assert "| 2 | " in text and f"{ratio:.2f}" in text
+    assert "20.0 workers" in text and "| 64 |" in text and picture.stat().st_size > 10_000
+    assert "| 1 | 4,500 [4,000, 5,000] | 1.00, 1.25 | 1.12 [1.00, 1.25] |" in text
+    # two are predicted 9,975 steps/s
+    assert "| 2 | 9,240 [7,980, 10,500] | 1.25, 0.95 | 1.10 [0.95, 1.25] |" in text
     speed_up = predict(times_of(runs[:1]), 2)[0] / predict(times_of(runs[:1]), 1)[0]
     modelled = f"{speed_up:.2f} [{speed_up:.2f}, {speed_up:.2f}], {50 * speed_up:.0f} %"
     (row,) = [line for line in text.splitlines() if line.endswith("| 2.10, 105 % |")]

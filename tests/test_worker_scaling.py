@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.scaling_pictures import deck
+from analysis.scaling_pictures import MIN_EPISODES, binned, deck
 from analysis.worker_scaling import write
 from mpi_rl.runfile import read_run
 from tests.records import header, recorder
@@ -120,5 +120,30 @@ def test_space_invaders_has_a_picture_of_its_own(tmp_path):
         for workers in (4, 10)
         for seed in (1, 2)
     ]
-    names = [path.name for path in write(runs, tmp_path / "out")]
-    assert names == ["space_invaders.md", "space_invaders.png"]
+    table, picture = write(runs, tmp_path / "out")
+    assert [table.name, picture.name] == ["space_invaders.md", "space_invaders.png"]
+    text = table.read_text()
+    assert "Runs end after 2,000 steps. A score" in text
+    last = [np.mean(run.episodes["episode_return"][-100:]) for run in runs[:2]]
+    assert f"| {last[0]:.1f}, {last[1]:.1f} |" in text
+    assert "| workers | steps (millions) | updates (thousands) | minutes of training |" in text
+    assert "| sooner in steps | sooner in updates | sooner in minutes of training |" in text
+    first = next(
+        line for line in text.split("## A score of 200")[1].splitlines() if "| 4 w" in line
+    )
+    updates = []
+    for run in runs[:2]:
+        average = run.episodes["episode_return"][0]
+        for value, version in zip(run.episodes["episode_return"], run.episodes["version"]):
+            average += 0.02 * (value - average)
+            if average >= 200:
+                updates.append(f"{version / 1e3:.3g}")
+                break
+    assert first.split(" | ")[2] == ", ".join(updates) and len(updates) == 2
+
+
+def test_points_of_a_picture_are_means_of_enough_episodes(tmp_path):
+    run = made(tmp_path / "1.h5", "space_invaders", 4, 1, 300.0)
+    at, means = binned(run, "episode")
+    assert len(at) == 200 // MIN_EPISODES and at[-1] == 200
+    assert means[0] == pytest.approx(run.episodes["episode_return"][: at[0]].mean())
