@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest, bootstrap
 
 from mpi_rl.config import OPERATIONAL_FIELDS, Config, config_from_json
@@ -45,13 +46,11 @@ class Cell:
         thesis = "" if self.thesis is None else "{:.1f} ± {:.1f}".format(*self.thesis)
         if not len(self.episodes):
             return [self.label, thesis, "", "", ""]
-        solved, count = int((self.returns >= SOLVED).sum()), len(self.returns)
-        share = binomtest(solved, count).proportion_ci(CONFIDENCE)
         return [
             self.label,
             thesis,
-            f"{self.returns.mean():.1f}{in_brackets(mean_interval(self.returns), '.1f')}",
-            f"{solved} of {count}{in_brackets((share.low, share.high), '.2f')}",
+            mean_with_interval(self.returns, ".1f"),
+            share_with_interval(self.returns >= SOLVED),
             ", ".join(f"{value:.0f}" for value in self.returns),
         ]
 
@@ -181,6 +180,19 @@ def mean_interval(returns: np.ndarray) -> tuple[float, float] | None:
     return float(found.low), float(found.high)
 
 
+def mean_with_interval(values: ArrayLike, form: str) -> str:
+    """Return the mean over runs and its interval as text, each number in this ``form``."""
+    values = np.asarray(values)
+    return f"{values.mean():{form}}{in_brackets(mean_interval(values), form)}"
+
+
+def share_with_interval(found: np.ndarray) -> str:
+    """Return how many runs are true in ``found``, and their share's Clopper-Pearson interval."""
+    there, count = int(found.sum()), len(found)
+    share = binomtest(there, count).proportion_ci(CONFIDENCE)
+    return f"{there} of {count}{in_brackets((share.low, share.high), '.2f')}"
+
+
 def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
     """Return the share of pairs of runs in which ``one`` is better; ties count half.
 
@@ -192,8 +204,10 @@ def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
 
 def bootstrapped(
     statistic: Callable[[np.ndarray, np.ndarray], float], one: np.ndarray, other: np.ndarray
-) -> tuple[float, float]:
-    """Return the bootstrap interval of a statistic of two settings' runs, at least two of each."""
+) -> tuple[float, float] | None:
+    """Return the bootstrap interval of a statistic of two settings' runs; None for fewer than 2."""
+    if min(len(one), len(other)) < 2:
+        return None
     found = bootstrap((one, other), statistic, vectorized=False, **_bootstrapping(2000))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 

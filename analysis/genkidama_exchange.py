@@ -24,9 +24,9 @@ from analysis.cells import (
     command,
     evaluated,
     improvement,
-    in_brackets,
     markdown,
     mean_interval,
+    mean_with_interval,
 )
 from analysis.reaching import chance
 from mpi_rl.config import NUM_BYTES, Config, config_from_json
@@ -104,10 +104,9 @@ def report(
         parts += ["## Nothing is ever received: averaging or choosing", markdown(header, rows)]
         pairs = zip(best, averaged)
         gains = np.concatenate([chosen.returns - mean.returns for chosen, mean in pairs])
-        between = in_brackets(mean_interval(gains), ".1f")
         parts += [
-            f"Within a run the best group gets {gains.mean():.1f}{between} more than the average,"
-            f" over all {len(gains)} runs."
+            f"Within a run the best group gets {mean_with_interval(gains, '.1f')} more than the"
+            f" average, over all {len(gains)} runs."
         ]
     if variants:
         rows = [

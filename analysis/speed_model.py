@@ -31,9 +31,10 @@ from analysis.cells import (
     in_brackets,
     markdown,
     mean_interval,
+    mean_with_interval,
 )
 from mpi_rl.runfile import Run
-from mpi_rl.timing import PHASES
+from mpi_rl.timing import PHASES, busy_s
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -78,15 +79,14 @@ def times_of(runs: Sequence[Run], runs_of_two: Sequence[Run] = ()) -> Times:
                 f"{run.attributes['job']}[{run.attributes['index']}]:"
                 f" {len(workers['worker_id'])} workers: the model's times come from runs with one"
             )
-        pushes = workers["num_pushes"][0] + workers["num_dropped"][0]
         server = run.tables["timing/server"]
         served = server["update"][0] + server["reply"][0]
         own = [seconds[name][0] for name in PHASES if name != "wait"]
         waited = max(0.0, seconds["wait"][0] - served)
-        found.append(np.array([*own, waited, served, workers["num_steps"][0]]) / pushes)
+        found.append(np.array([*own, waited, served, workers["num_steps"][0]]) / _pushes(run))
     *own, latency_s, server_s, steps = np.mean(found, axis=0).tolist()
     alone, together = (
-        np.mean([_seconds(run, "cpu") for run in some]) for some in (runs, runs_of_two or runs)
+        np.mean([_cpu_s(run) for run in some]) for some in (runs, runs_of_two or runs)
     )
     return Times(dict(zip(PHASES, own)), latency_s, server_s, steps, float(together / alone))
 
@@ -97,14 +97,17 @@ def off_core_s(run: Run) -> float:
     That is what their phases take but for the wait, less all processor time, the wait's included:
     below 0 where it tells nothing.
     """
-    return _seconds(run, *(name for name in PHASES if name != "wait")) - _seconds(run, "cpu")
+    return busy_s(run.tables["timing/worker"]) / _pushes(run) - _cpu_s(run)
 
 
-def _seconds(run: Run, *names: str) -> float:
-    """Return what workers spend on a push in these of their times."""
-    workers, seconds = run.tables["workers"], run.tables["timing/worker"]
-    pushes = workers["num_pushes"].sum() + workers["num_dropped"].sum()
-    return float(sum(seconds[name].sum() for name in names) / pushes)
+def _cpu_s(run: Run) -> float:
+    """Return the processor time that a worker spends on a push."""
+    return float(run.tables["timing/worker"]["cpu"].sum() / _pushes(run))
+
+
+def _pushes(run: Run) -> int:
+    workers = run.tables["workers"]
+    return int(workers["num_pushes"].sum() + workers["num_dropped"].sum())
 
 
 def predict(times: Times, num_workers: int) -> tuple[float, float]:
@@ -167,9 +170,9 @@ def compared(name: str, pools: dict[int, list[Run]]) -> list[list[str]]:
             [
                 name,
                 str(number),
-                f"{rates.mean():,.0f}{in_brackets(mean_interval(rates), ',.0f')}",
+                mean_with_interval(rates, ",.0f"),
                 ", ".join(f"{ratio:.2f}" for ratio in ratios),
-                f"{np.mean(ratios):.2f}{in_brackets(mean_interval(np.array(ratios)), '.2f')}",
+                mean_with_interval(ratios, ".2f"),
             ]
         )
     return rows
@@ -221,10 +224,10 @@ def times_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
         seconds = [*times.phases.values(), times.latency_s, times.server_s]
         row = [name, *(f"{1e6 * one:,.0f}" for one in seconds), f"{times.saturating:.1f} workers"]
         if 2 in pools:
-            cpu = [np.array([_seconds(run, "cpu") for run in pools[n]]) for n in (2, 1)]
-            row.append(f"x {times.stretch:.2f}{in_brackets(_ratio_interval(*cpu), '.2f')}")
-            off = 1e6 * np.array([off_core_s(run) for run in pools[2]])
-            row.append(f"{off.mean():,.0f}{in_brackets(mean_interval(off), ',.0f')}")
+            cpu = [np.array([_cpu_s(run) for run in pools[n]]) for n in (2, 1)]
+            row.append(f"x {times.stretch:.2f}{in_brackets(bootstrapped(_ratio, *cpu), '.2f')}")
+            off = [1e6 * off_core_s(run) for run in pools[2]]
+            row.append(mean_with_interval(off, ",.0f"))
         rows.append(row + [""] * (len(header) - len(row)))
     return markdown(header, rows)
 
@@ -241,7 +244,7 @@ def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
             row.append("")
             if number != 1 and number in pools:
                 rates = [np.array([measured(run) for run in pools[n]]) for n in (number, 1)]
-                row[-1] = _efficiency(_ratio(*rates), number, _ratio_interval(*rates))
+                row[-1] = _efficiency(_ratio(*rates), number, bootstrapped(_ratio, *rates))
         row.append(_efficiency(paper[number], number) if number in paper else "")
         rows.append(row)
     header = [f"{name}: {what}" for name in tasks for what in ("model, a core each", "measured")]
@@ -259,10 +262,6 @@ def _speed_ups(pools: dict[int, list[Run]], num_workers: int) -> np.ndarray:
 
 def _ratio(many: np.ndarray, one: np.ndarray) -> float:
     return float(many.mean() / one.mean())
-
-
-def _ratio_interval(many: np.ndarray, one: np.ndarray) -> tuple[float, float] | None:
-    return bootstrapped(_ratio, many, one) if min(len(many), len(one)) > 1 else None
 
 
 def _efficiency(

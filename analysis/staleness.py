@@ -16,9 +16,8 @@ from analysis.cells import (
     Cell,
     by_setting,
     command,
-    in_brackets,
     markdown,
-    mean_interval,
+    mean_with_interval,
     probability_of_improvement,
 )
 from analysis.genkidama_exchange import draw_variants
@@ -81,7 +80,7 @@ def report(pools: dict[Config, list[Run]]) -> str:
         row = [label(config), f"{counts @ ages / counts.sum():.1f}", f"{below}"]
         row += [f"{ages[counts > 0].max()}", f"{means.min():.1f} to {means.max():.1f}"]
         row += [f"{100 * dropped / (dropped + counts.sum()):.1f} %"]
-        row += [f"{returns.mean():.1f}{in_brackets(mean_interval(returns), '.1f')}"]
+        row += [mean_with_interval(returns, ".1f")]
         row += [", ".join(f"{value:.0f}" for value in returns), ""]
         same = untreated.get(config.num_workers)
         if same is not None and same is not config:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
 
 from analysis.cells import (
     CONFIDENCE,
@@ -23,8 +22,9 @@ from analysis.cells import (
     command,
     in_brackets,
     markdown,
-    mean_interval,
+    mean_with_interval,
     probability_of_improvement,
+    share_with_interval,
 )
 from analysis.reaching import (
     GAMES,
@@ -64,12 +64,11 @@ def summary(game: Game, pools: dict[str, list[Run]]) -> str:
     rows = []
     for name, runs in pools.items():
         scores = np.array([final_score(game, run) for run in runs])
-        row = [name, f"{scores.mean():.1f}{in_brackets(mean_interval(scores), '.1f')}"]
+        row = [name, mean_with_interval(scores, ".1f")]
         row.append(", ".join(f"{score:.1f}" for score in scores))
         for score in game.scores:
-            there = sum(np.isfinite(reached(run, score, "step", game.decay)) for run in runs)
-            share = binomtest(there, len(runs)).proportion_ci(CONFIDENCE)
-            row.append(f"{there} of {len(runs)}{in_brackets((share.low, share.high), '.2f')}")
+            at = [reached(run, score, "step", game.decay) for run in runs]
+            row.append(share_with_interval(np.isfinite(at)))
         rates = [run.attributes["step"] / run.attributes["wall_time_s"] for run in runs]
         row += [f"{np.mean(rates):,.0f}", f"{np.mean([ends(run, 'episode') for run in runs]):,.0f}"]
         row.append(f"{np.mean([mean_staleness(run) for run in runs]):.1f}")

@@ -20,6 +20,11 @@ def shares(worker: Seconds) -> dict[str, float]:
     return {name: total / whole if whole else 0.0 for name, total in totals.items()}
 
 
+def busy_s(worker: Seconds) -> float:
+    """Return the time of all phases but the wait, of all workers together."""
+    return float(sum(np.sum(worker[name]) for name in PHASES if name != "wait"))
+
+
 def server_load(server: Seconds) -> float:
     """Return the share of its time that the server was at work."""
     whole = float(sum(np.sum(seconds) for seconds in server.values()))
@@ -38,8 +43,7 @@ def advice(worker: Seconds, server: Seconds, settings: Mapping[str, Any]) -> str
     ``worker`` has, beside PHASES, the seconds of processor time, ``cpu``.
     """
     phases, load = shares(worker), server_load(server)
-    busy = float(sum(np.sum(worker[name]) for name in PHASES if name != "wait"))
-    if not busy:
+    if not (busy := busy_s(worker)):
         return ""
     core = float(np.sum(worker["cpu"])) / busy
     calls = phases["act"] + phases["learn"]
