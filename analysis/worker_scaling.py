@@ -103,10 +103,10 @@ def scores_compared(game: Game, pools: dict[str, list[Run]]) -> str:
 
 
 def fixed_numbers(pools: dict[str, list[Run]]) -> list[str]:
-    """Return those of fixed numbers of workers; none if they are one or have different seeds."""
+    """Return fixed numbers of workers that have the same seeds, or none: two of both at least."""
     names = [name for name, runs in pools.items() if runs[0].config.get("growth", "none") == "none"]
     seeds = {tuple(run.config["seed"] for run in pools[name]) for name in names}
-    return names if len(names) > 1 and len(seeds) == 1 else []
+    return names if len(names) > 1 and len(seeds) == 1 and len(*seeds) > 1 else []
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:

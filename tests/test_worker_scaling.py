@@ -59,6 +59,13 @@ def test_tables_say_who_reached_what_and_when(flappy, tmp_path):
     assert "| 4 workers before 40 workers | 0.50 [0.50, 0.50], p 1.000" in text
 
 
+def test_one_seed_has_no_intervals_and_no_tests(flappy, tmp_path):
+    runs = [run for run in flappy if run.config["seed"] == 1]
+    text = write(runs, tmp_path)[0].read_text()
+    assert "| 10 workers over 40 workers | 1.00 | +30" in text
+    assert "Friedman" not in text.split("## Scores")[1] and "Page" not in text.split("##")[-1]
+
+
 def test_what_a_longer_budget_saw_does_not_count(tmp_path):
     """A run that gets to 50 only after the others have ended was not sooner than they."""
     late = dict(growth="episode_duration", initial_workers=1)
