@@ -31,7 +31,8 @@ check: $(READY)
 	$(VENV)/bin/flake8 mpi_rl analysis tests
 	$(VENV)/bin/mypy
 
-$(READY): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard mpi_rl/*.c)
+$(READY): setup.cfg setup.py pyproject.toml constraints.txt \
+		mpi_rl/compiled/sources.py $(wildcard mpi_rl/compiled/*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(MPI),test]'
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps flappy-bird-gymnasium

@@ -10,31 +10,17 @@ tables go into exchange.md, with every seed and intervals as in ``genkidama_tabl
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 
-from analysis.cells import (
-    CONFIDENCE,
-    HEADER,
-    NOTE,
-    Cell,
-    best_group,
-    by_setting,
-    cell,
-    command,
-    evaluated,
-    improvement,
-    markdown,
-    mean_interval,
-    mean_with_interval,
-)
-from analysis.reaching import chance
-from mpi_rl.config import NUM_BYTES, Config, config_from_json
-from mpi_rl.runfile import Run
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from analysis import figures, tables
+from analysis.figures import draw_cells, pyplot
+from analysis.runs import Cell, best_group, cell, command, evaluated, in_order_of_seeds
+from analysis.statistics import chance, mean_interval
+from analysis.tables import HEADER, NOTE, improvement, markdown, mean_with_interval, row
+from mpi_rl.config import NUM_BYTES, Config
+from mpi_rl.records.curves import CONFIDENCE, by_setting
+from mpi_rl.records.runfile import Run
 
 JOBS = "lunar_lander_exchange_strengths", "lunar_lander_exchange"
 
@@ -54,17 +40,17 @@ def label(config: Config) -> str:
 def at_budget(run: Run) -> int:
     """Return the row of the snapshot that was taken when the budget was spent.
 
-    Workers still end what they have begun, and that is more the rarer they exchange.
+    It is not the last: workers finish the episodes that they have begun, and those that exchange
+    rarely have more of them.
     """
     return run.tables["snapshots"]["kind"].tolist().index("periodic")
 
 
 def cells(runs: list[Run]) -> dict[Config, Cell]:
-    """Return what runs' snapshots at the budget got, in the order of seeds, by settings."""
-    runs = sorted(runs, key=lambda run: run.config["seed"])
+    """Return by settings what the snapshots at the budget got, in the order of seeds."""
     return {
         config: Cell(label(config), None, np.stack([evaluated(run, at_budget(run)) for run in of]))
-        for config, of in by_setting(runs).items()
+        for config, of in by_setting(in_order_of_seeds(runs)).items()
     }
 
 
@@ -74,7 +60,7 @@ def megabytes(runs: list[Run]) -> float:
     Nothing is sent where the server shares its node's memory.
     """
     pushes = np.mean([run.tables["workers"]["num_pushes"].sum() for run in runs])
-    dtype = config_from_json(runs[0].attributes["config"]).exchange_dtype
+    dtype = runs[0].config.exchange_dtype
     return float(2 * pushes * NUM_BYTES[dtype] * runs[0].snapshot_params.shape[1] / 1e6)
 
 
@@ -92,7 +78,7 @@ def report(
     header, likely = (HEADER[0], *HEADER[2:]), f"probability of improvement [{CONFIDENCE:.0%}] (p)"
     compared = (
         f"Probabilities of improvement are against {reference.label}, of which both jobs have"
-        f" {len(reference.returns)} runs: {reference.row()[2]}. p is of the exact permutation test"
+        f" {len(reference.returns)} runs: {row(reference)[2]}. p is of the exact permutation test"
         " by ranks, not corrected for the number of comparisons."
     )
     rows = [[*_without_thesis(one), _against(one, reference)] for one in grid.values()]
@@ -118,7 +104,7 @@ def report(
 
 
 def _against(one: Cell, other: Cell) -> str:
-    """Return how likely a run of ``one`` is the better one, and how likely chance does that."""
+    """Return how likely a run of ``one`` is better than one of ``other``, and its p."""
     if one.label == other.label:
         return ""
     p = chance(one.returns, other.returns)
@@ -126,8 +112,8 @@ def _against(one: Cell, other: Cell) -> str:
 
 
 def _without_thesis(one: Cell) -> list[str]:
-    row = one.row()
-    return [row[0], *row[2:]]
+    label, _, *cells = row(one)
+    return [label, *cells]
 
 
 def draw_strengths(axes: Axes, grid: dict[Config, Cell]) -> None:
@@ -148,19 +134,6 @@ def draw_strengths(axes: Axes, grid: dict[Config, Cell]) -> None:
     axes.set_ylabel("beta: the server's share in the group's")
 
 
-def draw_variants(axes: Axes, shown: list[Cell]) -> None:
-    """Draw each setting's runs, their mean and its interval."""
-    for place, one in enumerate(shown):
-        axes.plot(one.returns, [place] * len(one.returns), "o", color="C0", alpha=0.5, markersize=4)
-        mean = one.returns.mean()
-        low, high = mean_interval(one.returns) or (mean, mean)
-        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="k|", capsize=3)
-    axes.set_yticks(range(len(shown)), [one.label for one in shown], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("mean return of a run's evaluated episodes")
-    axes.grid(axis="x", alpha=0.3)
-
-
 def write(runs: list[Run], folder: Path) -> list[Path]:
     """Write exchange.md and exchange.png into ``folder``; return their paths."""
     of = {job: [run for run in runs if run.attributes["job"] == job] for job in JOBS}
@@ -173,17 +146,15 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     pools, both = by_setting(others), cells(runs)
     reference = both[next(iter(variants or both))]
     payloads = [megabytes(pools[config]) for config in variants]
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "exchange.md", folder / "exchange.png"]
-    paths[0].write_text(report(grid, best, variants, payloads, reference), encoding="utf-8")
+    tables.save(paths[0], report(grid, best, variants, payloads, reference))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     draw_strengths(left, grid)
-    draw_variants(right, [*variants.values(), *best])
-    steps = {run.config["total_steps"] for run in runs}
+    draw_cells(right, [*variants.values(), *best])
+    steps = {run.config.total_steps for run in runs}
     left.set_title(f"LunarLander, {max(steps, default=0):,} steps, 2 groups of 4: mean return")
     right.set_title(f"Other exchanges (alpha/beta): runs, mean, {CONFIDENCE:.0%} interval")
-    figure.savefig(paths[1], dpi=130)
-    pyplot.close(figure)
+    figures.save(figure, paths[1])
     return paths
 
 

@@ -3,42 +3,28 @@
     python -m analysis.genkidama_tables [FILE...] [--output results/genkidama]
 
 FILEs are runs of jobs/lunar_lander_thesis_a3c.toml and lunar_lander_thesis_genkidama.toml, single
-or collected, after ``mpi_rl evaluate``. A run's return is the mean of its snapshot's episodes. What
-is said of a setting is said of its runs, one per seed: their mean with a bootstrap interval, how
-many solve the game with a binomial interval, and each of them. The thesis has one run per setting;
-its deviation is that of episodes.
+or collected, after ``mpi_rl evaluate``. A run's return is the mean of its snapshot's episodes. A
+setting has one run per seed. Its row has the mean over runs with a bootstrap interval, how many
+runs solve the game with a binomial interval, and each run's return. The thesis has one run per
+setting; its deviation is that of episodes.
 """
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from scipy.stats import gaussian_kde
 
-from analysis.cells import (
-    CONFIDENCE,
-    HEADER,
-    NOTE,
-    SOLVED,
-    Cell,
-    best_group,
-    cell,
-    command,
-    improvement,
-    last,
-    markdown,
-)
-from mpi_rl.runfile import Run
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from analysis import figures, tables
+from analysis.figures import pyplot
+from analysis.runs import SOLVED, Cell, best_group, cell, command, last, reference
+from analysis.tables import HEADER, NOTE, improvement, markdown, row
+from mpi_rl.records.curves import CONFIDENCE
+from mpi_rl.records.runfile import Run
 
 JOBS = "lunar_lander_thesis_a3c", "lunar_lander_thesis_genkidama"
-REFERENCE = Path(__file__).parent / "reference"
 EXCHANGES_PER_UPDATE = 2  # the thesis counts one of each of its two groups as one update
 EPISODES_PER_WORKER = 2000  # the thesis' budget
 BEST = 0.9, 0.0  # alpha and beta of the thesis' best Genkidama
@@ -47,32 +33,32 @@ BEST = 0.9, 0.0  # alpha and beta of the thesis' best Genkidama
 def where(column: str, value: int | str) -> Callable[[Run], int | None]:
     """Return what finds the row of a run's first snapshot with a value; None if it has none."""
 
-    def row(run: Run) -> int | None:
+    def found(run: Run) -> int | None:
         rows = np.flatnonzero(run.tables["snapshots"][column] == value)
         return rows[0] if len(rows) else None
 
-    return row
+    return found
 
 
 def a3c_cells(runs: list[Run]) -> list[Cell]:
-    """Return table 5.2's rows, then those that the thesis lacks.
+    """Return table 5.2's rows, then four that the thesis lacks.
 
-    They are those with gamma as printed, 4 workers with 8's episodes, and 8 that learn an episode's
-    last step, too, which in the thesis only Genkidama does.
+    Two have gamma as it is printed. One has 4 workers and the episodes of 8. In one, 8 workers
+    also learn an episode's last step, which in the thesis only Genkidama does.
     """
-    runs = [run for run in runs if run.config["algorithm"] == "a3c"]
+    runs = [run for run in runs if run.config.algorithm == "a3c"]
     found = []
-    for row in _reference("tables_5_2_and_5_6"):
-        if row["table"] == "5.2":
-            workers = int(row["num_workers"])
+    for line in reference("genkidama_thesis_tables_5_2_and_5_6"):
+        if line["table"] == "5.2":
+            workers = int(line["num_workers"])
             settings: dict[str, Any] = dict(
                 num_workers=workers,
-                gamma=float(row["gamma"]),
-                n_steps=int(row["batch_size"]),
+                gamma=float(line["gamma"]),
+                n_steps=int(line["batch_size"]),
                 total_episodes=EPISODES_PER_WORKER * workers,
                 learn_last_step=False,
             )
-            found.append(cell(f"A3C, {row['label']}", _thesis(row), runs, **settings))
+            found.append(cell(f"A3C, {line['label']}", _thesis(line), runs, **settings))
     whole: dict[str, Any] = dict(total_episodes=8 * EPISODES_PER_WORKER, learn_last_step=False)
     return [
         *found,
@@ -85,23 +71,23 @@ def a3c_cells(runs: list[Run]) -> list[Cell]:
 
 def genkidama_cells(runs: list[Run]) -> dict[tuple[float, float, int], Cell]:
     """Return the cells of tables 5.3 to 5.5 by alpha, beta and the thesis' number of updates."""
-    runs = [run for run in runs if run.config["algorithm"] == "genkidama"]
+    runs = [run for run in runs if run.config.algorithm == "genkidama"]
     found = {}
-    for row in _reference("tables_5_3_to_5_5"):
-        alpha, beta, updates = float(row["alpha"]), float(row["beta"]), int(row["num_updates"])
+    for line in reference("genkidama_thesis_tables_5_3_to_5_5"):
+        alpha, beta, updates = float(line["alpha"]), float(line["beta"]), int(line["num_updates"])
         label = f"Genkidama, alpha {alpha:g}, beta {beta:g}"
         then = where("version", EXCHANGES_PER_UPDATE * updates)
-        found[alpha, beta, updates] = cell(label, _thesis(row), runs, then, alpha=alpha, beta=beta)
+        found[alpha, beta, updates] = cell(label, _thesis(line), runs, then, alpha=alpha, beta=beta)
     return found
 
 
 def choices(runs: list[Run]) -> list[Cell]:
-    """Return, of runs whose groups never received anything, the ends of the server and of groups.
+    """Return the last snapshots of server and groups, of runs whose groups never receive.
 
-    Alpha has no influence on a group, but its runs have the same seeds as those of other alphas.
-    The best is so by its last episodes in training.
+    Alpha has no influence on a group there, and runs of every alpha have the same seeds. The best
+    group is the one whose last episodes in training were best.
     """
-    runs = [run for run in runs if run.config["algorithm"] == "genkidama"]
+    runs = [run for run in runs if run.config.algorithm == "genkidama"]
     rows = {
         "the server": last,
         "group 0": where("kind", "group 0"),
@@ -109,19 +95,14 @@ def choices(runs: list[Run]) -> list[Cell]:
         "the best group": best_group,
     }
     return [
-        cell(f"alpha {alpha:g}: {name}", None, runs, row, alpha=alpha, beta=0.0)
-        for alpha in sorted({run.config["alpha"] for run in runs if run.config["beta"] == 0})
-        for name, row in rows.items()
+        cell(f"alpha {alpha:g}: {name}", None, runs, chosen, alpha=alpha, beta=0.0)
+        for alpha in sorted({run.config.alpha for run in runs if run.config.beta == 0})
+        for name, chosen in rows.items()
     ]
 
 
-def _reference(name: str) -> list[dict[str, str]]:
-    lines = (REFERENCE / f"genkidama_thesis_{name}.csv").read_text().splitlines()
-    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
-
-
-def _thesis(row: dict[str, str]) -> tuple[float, float]:
-    return float(row["return_mean"]), float(row["return_std"])
+def _thesis(line: dict[str, str]) -> tuple[float, float]:
+    return float(line["return_mean"]), float(line["return_std"])
 
 
 def at_the_end(genkidama: dict[tuple[float, float, int], Cell]) -> dict[tuple[float, float], Cell]:
@@ -141,20 +122,20 @@ def report(
     """Return all tables in Markdown."""
     ends = at_the_end(genkidama)
     parts = ["# LunarLander: the Genkidama thesis, and here", NOTE]
-    parts += ["## Table 5.2: A3C", markdown(HEADER, [one.row() for one in a3c])]
+    parts += ["## Table 5.2: A3C", markdown(HEADER, [row(one) for one in a3c])]
     for number, alpha in zip(("5.3", "5.4", "5.5"), sorted({alpha for alpha, _ in ends})):
         rows = [
-            [str(updates), *one.row()[1:], f"{beta:g}"]
+            [str(updates), *row(one)[1:], f"{beta:g}"]
             for (own, beta, updates), one in sorted(genkidama.items())
             if own == alpha
         ]
         header = ("updates", *HEADER[1:], "beta")
         parts += [f"## Table {number}: Genkidama, alpha {alpha:g}", markdown(header, rows)]
-    parts += ["## Genkidama, at the end", markdown(HEADER, [one.row() for one in ends.values()])]
-    rows = [one.row() for one in chosen]
+    parts += ["## Genkidama, at the end", markdown(HEADER, [row(one) for one in ends.values()])]
+    rows = [row(one) for one in chosen]
     parts += ["## Groups that never receive: averaging or choosing", markdown(HEADER, rows)]
     best, *others = compared(a3c, ends)
-    parts += ["## Table 5.6", markdown(HEADER, [one.row() for one in (best, *others)])]
+    parts += ["## Table 5.6", markdown(HEADER, [row(one) for one in (best, *others)])]
     pairs = [
         *((best, other) for other in others),
         *((a3c[0], other) for other in a3c[1:]),
@@ -201,7 +182,7 @@ def draw_curves(panels: np.ndarray, genkidama: dict[tuple[float, float, int], Ce
     for axes, own in zip(panels.flat, sorted({key[:2] for key in genkidama})):
         shown = {updates: one for (*pair, updates), one in genkidama.items() if (*pair,) == own}
         count = max(len(one.returns) for one in shown.values())
-        if count:  # only where all of them have got: a line is one run's
+        if count:  # only updates that all runs have reached: a line is one run's
             played = {at: one.returns for at, one in shown.items() if len(one.returns) == count}
             lines = np.stack([*played.values()])
             axes.plot([*played], lines, color="C0", alpha=0.4, linewidth=1)
@@ -220,9 +201,8 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     """Write tables.md and the figures into ``folder``; return their paths."""
     a3c, genkidama = a3c_cells(runs), genkidama_cells(runs)
     ends = at_the_end(genkidama)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "tables.md"]
-    paths[0].write_text(report(a3c, genkidama, choices(runs)), encoding="utf-8")
+    tables.save(paths[0], report(a3c, genkidama, choices(runs)))
     for name, title, draw, shown in (
         ("figure_5_2", "A3C", draw_boxes, a3c),
         ("figure_5_3", "Genkidama, 2 groups of 4", draw_boxes, [*ends.values()]),
@@ -233,15 +213,13 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
         about = "; dots: runs, diamonds: thesis" if draw is draw_boxes else ""
         axes.set_title(f"LunarLander, {title}{about}", fontsize=10)
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=130)
-        pyplot.close(figure)
+        figures.save(figure, paths[-1])
     figure, panels = pyplot.subplots(
         3, 3, figsize=(9, 7.5), sharex=True, sharey=True, layout="constrained"
     )
     draw_curves(panels, genkidama)
     paths.append(folder / "tables_5_3_to_5_5.png")
-    figure.savefig(paths[-1], dpi=130)
-    pyplot.close(figure)
+    figures.save(figure, paths[-1])
     return paths
 
 

@@ -13,35 +13,26 @@ there are cores for these and the server; the report tells for how long they had
 has the speed-ups beside table 2 of the A3C paper.
 """
 
-import csv
 import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 
-from analysis.cells import (
-    CONFIDENCE,
-    bootstrapped,
-    by_setting,
-    command,
-    in_brackets,
-    markdown,
-    mean_interval,
-    mean_with_interval,
-)
-from mpi_rl.runfile import Run
-from mpi_rl.timing import PHASES, busy_s
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from analysis import figures, tables
+from analysis.figures import pyplot
+from analysis.runs import command, name_of, reference
+from analysis.statistics import Interval, bootstrapped, mean_interval, ratio_of_means
+from analysis.tables import in_brackets, markdown, mean_with_interval, with_interval
+from mpi_rl.errors import UserError
+from mpi_rl.records.curves import CONFIDENCE, by_setting
+from mpi_rl.records.runfile import Run
+from mpi_rl.records.timing import PHASES, busy_s
 
 JOBS = ("speed",)
-REFERENCE = Path(__file__).parent / "reference"
 NUMBERS = 1, 2, 4, 8, 16, 32, 64  # of workers
 
 
@@ -69,15 +60,15 @@ class Times:
 def times_of(runs: Sequence[Run], runs_of_two: Sequence[Run] = ()) -> Times:
     """Return the mean times of runs with one worker, stretched as in ``runs_of_two``.
 
-    Raises ValueError for ``runs`` with more workers.
+    Raises UserError for ``runs`` with more workers.
     """
     found = []
     for run in runs:
         workers, seconds = run.tables["workers"], run.tables["timing/worker"]
         if len(workers["worker_id"]) != 1:
-            raise ValueError(
-                f"{run.attributes['job']}[{run.attributes['index']}]:"
-                f" {len(workers['worker_id'])} workers: the model's times come from runs with one"
+            raise UserError(
+                f"{name_of(run)}: {len(workers['worker_id'])} workers: the model's times come from"
+                " runs with one"
             )
         server = run.tables["timing/server"]
         served = server["update"][0] + server["reply"][0]
@@ -92,10 +83,10 @@ def times_of(runs: Sequence[Run], runs_of_two: Sequence[Run] = ()) -> Times:
 
 
 def off_core_s(run: Run) -> float:
-    """Return for how long, at least, workers had no core while they had work, for each push.
+    """Return how long workers had work but no core, per push: a lower bound.
 
-    That is what their phases take but for the wait, less all processor time, the wait's included:
-    below 0 where it tells nothing.
+    That is the time of all phases but the wait, less all processor time, the wait's included. A
+    value below 0 says nothing.
     """
     return busy_s(run.tables["timing/worker"]) / _pushes(run) - _cpu_s(run)
 
@@ -127,14 +118,13 @@ def predict(times: Times, num_workers: int) -> tuple[float, float]:
 
 
 def measured(run: Run) -> float:
-    """Return a run's steps/s, but for its first interval and its last, which may be a short one.
+    """Return a run's steps/s without its first interval and its last, which may be a short one.
 
-    Raises ValueError if that leaves none.
+    Raises UserError if that leaves none.
     """
     steps, seconds = (run.tables["intervals"][key] for key in ("step", "wall_time_s"))
     if len(steps) < 3:
-        name = f"{run.attributes['job']}[{run.attributes['index']}]"
-        raise ValueError(f"{name}: {len(steps)} interval(s): too short to tell its speed")
+        raise UserError(f"{name_of(run)}: {len(steps)} interval(s): too short to tell its speed")
     return float((steps[-2] - steps[0]) / (seconds[-2] - seconds[0]))
 
 
@@ -150,19 +140,20 @@ def by_task(runs: list[Run]) -> dict[str, dict[int, list[Run]]]:
 def compared(name: str, pools: dict[int, list[Run]]) -> list[list[str]]:
     """Return rows: what was measured, and what is predicted from other runs.
 
-    One worker from the other seeds' runs; more from that of their own seed with one worker, which
-    is a neighbour in time, stretched as the other seeds'.
+    The speed of one worker is predicted from the other seeds' runs. The speed of more is predicted
+    from the run with one worker of their own seed, which was made just before, with the stretch of
+    the other seeds' runs.
     """
     rows = []
     for number, runs in sorted(pools.items()):
         rates, ratios = np.array([measured(run) for run in runs]), []
         for run, rate in zip(runs, rates):
-            seed = run.config["seed"]
+            seed = run.config.seed
             ones, twos = (
-                [one for one in pool if one.config["seed"] != seed] or pool
+                [one for one in pool if one.config.seed != seed] or pool
                 for pool in (pools[1], pools.get(2, []))
             )
-            nearest = [one for one in pools[1] if one.config["seed"] == seed and number > 1]
+            nearest = [one for one in pools[1] if one.config.seed == seed and number > 1]
             stretch = times_of(ones, twos).stretch
             times = dataclasses.replace(times_of(nearest or ones), stretch=stretch)
             ratios.append(predict(times, number)[0] / rate)
@@ -222,10 +213,10 @@ def times_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
     for name, pools in tasks.items():
         times = times_of(pools[1], pools.get(2, []))
         seconds = [*times.phases.values(), times.latency_s, times.server_s]
-        row = [name, *(f"{1e6 * one:,.0f}" for one in seconds), f"{times.saturating:.1f} workers"]
+        row = [name, *(f"{1e6 * s:,.0f}" for s in seconds), f"{times.saturating:.1f} workers"]
         if 2 in pools:
-            cpu = [np.array([_cpu_s(run) for run in pools[n]]) for n in (2, 1)]
-            row.append(f"x {times.stretch:.2f}{in_brackets(bootstrapped(_ratio, *cpu), '.2f')}")
+            two, one = (np.array([_cpu_s(run) for run in pools[n]]) for n in (2, 1))
+            row.append(f"x {with_interval(ratio_of_means, two, one, '.2f')}")
             off = [1e6 * off_core_s(run) for run in pools[2]]
             row.append(mean_with_interval(off, ",.0f"))
         rows.append(row + [""] * (len(header) - len(row)))
@@ -244,7 +235,8 @@ def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
             row.append("")
             if number != 1 and number in pools:
                 rates = [np.array([measured(run) for run in pools[n]]) for n in (number, 1)]
-                row[-1] = _efficiency(_ratio(*rates), number, bootstrapped(_ratio, *rates))
+                interval = bootstrapped(ratio_of_means, *rates)
+                row[-1] = _efficiency(ratio_of_means(*rates), number, interval)
         row.append(_efficiency(paper[number], number) if number in paper else "")
         rows.append(row)
     header = [f"{name}: {what}" for name in tasks for what in ("model, a core each", "measured")]
@@ -252,7 +244,7 @@ def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
 
 
 def _speed_ups(pools: dict[int, list[Run]], num_workers: int) -> np.ndarray:
-    """Return the model's, of each run with one worker and, in their order, one with two."""
+    """Return the model's speed-up from each run with one worker and a run with two, in order."""
     found = []
     for one, two in itertools.zip_longest(pools[1], pools.get(2, [])[: len(pools[1])]):
         times = times_of([one], [two] if two is not None else pools.get(2, []))
@@ -260,22 +252,14 @@ def _speed_ups(pools: dict[int, list[Run]], num_workers: int) -> np.ndarray:
     return np.array(found)
 
 
-def _ratio(many: np.ndarray, one: np.ndarray) -> float:
-    return float(many.mean() / one.mean())
-
-
-def _efficiency(
-    speed_up: float, num_workers: int, interval: tuple[float, float] | None = None
-) -> str:
+def _efficiency(speed_up: float, num_workers: int, interval: Interval | None = None) -> str:
     share = speed_up / num_workers
     return f"{speed_up:.2f}{in_brackets(interval, '.2f')}, {100 * share:.0f} %"
 
 
 def paper_speed_ups() -> dict[int, float]:
     """Return table 2 of the A3C paper: the speed-up by number of threads."""
-    with open(REFERENCE / "a3c_paper_speedups.csv", encoding="utf-8") as file:
-        next(file)
-        row = next(row for row in csv.DictReader(file) if row["method"] == "A3C")
+    row = next(row for row in reference("a3c_paper_speedups") if row["method"] == "A3C")
     return {int(threads): float(text) for threads, text in row.items() if threads != "method"}
 
 
@@ -309,14 +293,12 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     tasks = by_task(runs)
     for name, pools in tasks.items():
         if 1 not in pools:
-            raise ValueError(f"{name}: no run with one worker, which the model's times come from")
-    folder.mkdir(parents=True, exist_ok=True)
+            raise UserError(f"{name}: no run with one worker, which the model's times come from")
     paths = [folder / "speed_model.md", folder / "speed_model.png"]
-    paths[0].write_text(report(tasks), encoding="utf-8")
+    tables.save(paths[0], report(tasks))
     figure, axes = pyplot.subplots(figsize=(7, 5.5), layout="constrained")
     draw(axes, tasks)
-    figure.savefig(paths[1], dpi=130)
-    pyplot.close(figure)
+    figures.save(figure, paths[1])
     return paths
 
 

@@ -1,4 +1,4 @@
-"""How stale gradients are, per worker and over time, and what acting on it does.
+"""How stale gradients are, per worker and over time, and whether remedies improve learning.
 
     python -m analysis.staleness [FILE...] [--output results/worker_scaling]
 
@@ -8,29 +8,20 @@ gradient was applied less the version that it was taken at: exact, and counted f
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 
-from analysis.cells import (
-    CONFIDENCE,
-    Cell,
-    by_setting,
-    command,
-    markdown,
-    mean_with_interval,
-    probability_of_improvement,
-)
-from analysis.genkidama_exchange import draw_variants
-from analysis.reaching import chance
+from analysis import figures, tables
+from analysis.figures import draw_cells, pyplot
+from analysis.runs import Cell, command
+from analysis.statistics import chance, probability_of_improvement
+from analysis.tables import markdown, mean_with_interval
 from mpi_rl.config import Config
-from mpi_rl.runfile import Run
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from mpi_rl.records.curves import CONFIDENCE, by_setting
+from mpi_rl.records.runfile import Run
 
 JOBS = ("staleness",)
-LAST_EPISODES = 100  # that a run's return is the mean of
+LAST_EPISODES = 100  # whose mean is a run's return
 
 
 def label(config: Config) -> str:
@@ -44,13 +35,13 @@ def label(config: Config) -> str:
 
 
 def is_treated(config: Config) -> bool:
-    """Say whether anything is done about staleness."""
+    """Say whether a setting does anything about staleness."""
     other = config.learning_rate != Config().learning_rate
     return config.staleness_scaled_rate or config.max_staleness > 0 or other
 
 
 def cell(config: Config, runs: list[Run]) -> Cell:
-    """Return what a setting's runs got in their last episodes."""
+    """Return the returns of the last episodes of a setting's runs."""
     returns = [run.episodes["episode_return"][-LAST_EPISODES:] for run in runs]
     return Cell(label(config), None, np.stack(returns))
 
@@ -127,26 +118,24 @@ def draw_over_time(axes: Axes, pools: dict[Config, list[Run]]) -> None:
 def write(runs: list[Run], folder: Path) -> list[Path]:
     """Write staleness.md and staleness.png into ``folder``; return their paths."""
     pools = by_setting(sorted(runs, key=lambda run: run.attributes["index"]))
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "staleness.md", folder / "staleness.png"]
-    paths[0].write_text(report(pools), encoding="utf-8")
+    tables.save(paths[0], report(pools))
     plain = {config: pool for config, pool in pools.items() if not is_treated(config)}
     figure, panels = pyplot.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
     if plain:
         draw_distributions(panels[0], plain)
         draw_over_time(panels[1], plain)
-    draw_variants(panels[2], [cell(*pair) for pair in pools.items()])
+    draw_cells(panels[2], [cell(*pair) for pair in pools.items()])
     panels[2].set_xlabel(f"mean return of the last {LAST_EPISODES} episodes")
-    steps = max(run.config["total_steps"] for run in runs)
+    steps = max(run.config.total_steps for run in runs)
     panels[2].set_title(f"{steps:,} steps: runs, mean, {CONFIDENCE:.0%} interval", fontsize=9)
-    figure.savefig(paths[1], dpi=130)
-    pyplot.close(figure)
+    figures.save(figure, paths[1])
     return paths
 
 
 main = command(
     "staleness",
-    "Show how stale gradients were, and what acting on it did.",
+    "Show how stale gradients were, and whether remedies improved learning.",
     JOBS,
     write,
     "worker_scaling",

@@ -279,6 +279,6 @@ collect() { # JOB: merge the sweep's complete runs; once there are all of them, 
     local name
     name=$(basename "$1" .toml)
     "$PYTHON" -m mpi_rl collect "$1" &&
-        "$PYTHON" -m analysis.learning_curves "results/$name.h5" \
+        "$PYTHON" -m mpi_rl plot "results/$name.h5" \
             --output "results/$name/learning_curves.png"
 }

@@ -11,7 +11,9 @@ import sys
 import numpy as np
 from mpi4py import MPI
 
-from mpi_rl.transport import Command, Kind, ServerLink, Tag, WorkerLink, wait_until
+from mpi_rl.transport.links import ServerLink, WorkerLink
+from mpi_rl.transport.messages import Command, Kind, Tag
+from mpi_rl.transport.waiting import wait_until
 
 NUM_PARAMS, MAX_EPISODES = 50_001, 3  # an odd size, for the alignment
 JOINED = 0.5  # added to what a worker starts, or goes on, with
@@ -32,9 +34,10 @@ def work(comm: MPI.Intracomm, by_message: bool) -> None:
             link.header["episode_lengths"][:] = sent, sent + 1, sent + 2
             link.grads[:] = 1000 * worker + sent
             link.push()
-            pushed, is_near = link.grads, link.bell is not None
+            half, is_near = link.half, link.bell is not None
             reply = link.pull()
-            assert (link.params is pushed) == is_near  # written over
+            assert link.half == (1 - half if is_near else 0)  # written over
+            assert reply["step"] == 7 * reply["version"]
     assert not link.is_admitted()  # and does not ask again
     link.close()
 
@@ -47,28 +50,28 @@ def serve(comm: MPI.Intracomm, by_message: bool, num_pushes: int) -> None:
         arrived: list[int] = []
         wait_until(lambda: arrived.extend(link.poll()) or arrived)
         for worker in arrived:
-            header = link.header(worker)
+            slot = link.slots[worker]
+            header = slot.header
             if header["kind"] == Kind.PUSH:
                 seen[worker] += 1
                 assert header["num_steps"] == seen[worker]
                 assert header["episode_lengths"].tolist() == [seen[worker] + i for i in range(3)]
-                assert (link.grads(worker) == 1000 * worker + seen[worker]).all()
+                assert (slot.grads == 1000 * worker + seen[worker]).all()
             if header["kind"] == Kind.READY:
                 parked.append(worker)
                 continue
-            is_near = link.places[worker][1] == "window"
-            assert (link.params(worker) is link.grads(worker)) == is_near
+            assert slot.is_shared == (link.places[worker][1] == "window")
             extra = JOINED if header["kind"] == Kind.JOIN else 0
-            link.params(worker)[:] = seen[worker] + worker / 10 + extra
+            slot.answer[:] = seen[worker] + worker / 10 + extra
             command = Command.STOP if seen[worker] == num_pushes else Command.CONTINUE
             if command == Command.STOP:
                 active.remove(worker)
             elif header["kind"] == Kind.PUSH and seen[worker] == num_pushes // 2:
                 command = Command.PARK
-            link.reply(worker, seen[worker], command)
+            link.reply(worker, seen[worker], 7 * seen[worker], command)
         if len(parked) == link.num_workers:
             while parked:
-                link.reply(parked.pop(), 0, Command.CONTINUE)
+                link.reply(parked.pop(), 0, 0, Command.CONTINUE)
     link.close()
     print([transport for _, transport in link.places], seen.tolist())
 

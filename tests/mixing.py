@@ -6,7 +6,6 @@ the server prints its own value and each group's. Members of larger groups add d
 each, and the server prints whether its parameters are the groups', bit for bit.
 """
 
-import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -14,18 +13,19 @@ from types import SimpleNamespace
 import numpy as np
 from mpi4py import MPI
 
-from mpi_rl import genkidama
-from mpi_rl.agent import make_rng
+from mpi_rl.algorithms import genkidama
+from mpi_rl.algorithms.worker import Worker
 from mpi_rl.config import NUM_BYTES, Config
-from mpi_rl.group import Group
-from mpi_rl.losses import Losses
-from mpi_rl.transport import Command, Kind, ServerLink, WorkerLink, wait_until
-from mpi_rl.updates import make_update_rule, server_rule
+from mpi_rl.learning.losses import Losses
+from mpi_rl.server.base_rule import Push
+from mpi_rl.transport.links import ServerLink, WorkerLink
+from mpi_rl.transport.messages import Command, Kind
+from mpi_rl.transport.waiting import wait_until
 
 NUM_PARAMS = 50_001
-SGD = dict(update_rule="sgd", momentum=0.0, weight_decay=0.0)
 SETTINGS = dict(
     algorithm="genkidama",
+    update_rule="sgd",
     learning_rate=1.0,
     learning_rate_schedule="constant",
     max_grad_norm=0.0,
@@ -35,19 +35,20 @@ SETTINGS = dict(
 class Agent:
     """One whose gradients are all -1 times its rank, or random."""
 
-    def __init__(self, rank: int, is_alone: bool) -> None:
-        self.rng, self.params = make_rng(1, rank), np.zeros(NUM_PARAMS, np.float32)
-        self.grads = np.full(NUM_PARAMS, -rank, np.float32)
-        self._is_alone = is_alone
+    def __init__(self, params, grads, rng, rank, is_alone) -> None:
+        self._params, self._grads, self._rng, self._is_alone = params, grads, rng, is_alone
+        grads[:] = -rank
 
     def reset(self) -> None:
         pass
 
+    close = reset
+
     def collect(self) -> SimpleNamespace:
         if not self._is_alone:
-            self.rng.standard_normal(out=self.grads, dtype=np.float32)
+            self._rng.standard_normal(out=self._grads, dtype=np.float32)
         else:
-            assert (self.params == self.params[0]).all(), "a torn pull"
+            assert (self._params == self._params[0]).all(), "a torn pull"
         return SimpleNamespace(
             actions=np.zeros((1, 1)), env_s=0, act_s=0, episode_returns=[0.0], episode_lengths=[1]
         )
@@ -56,26 +57,44 @@ class Agent:
         return Losses(0, 0, 0), 1.0
 
 
+class Member(Worker):
+    """A worker with such an agent; ``found`` is what its group has at the end."""
+
+    def make_agent(self, pairs):
+        is_alone = self.config.group_size == 1
+        return Agent(*pairs[0], self.rng, world.rank, is_alone)
+
+    def meet_group(self):
+        self.group = super().meet_group()
+        close = self.group.close
+
+        def close_and_tell():
+            self.found = self.group.params.copy()
+            close()
+
+        self.group.close = close_and_tell
+        return self.group
+
+
 def work(comm: MPI.Intracomm, by_message: bool, config: Config) -> None:
     room = NUM_PARAMS, config.exchange_period
     link = WorkerLink(comm, *room, by_message, dtype=config.exchange_dtype)
-    of, size = (comm.rank - 1) // config.group_size, config.group_size
-    group = Group(comm, range(of * size + 1, (of + 1) * size + 1), NUM_PARAMS)
-    rule, agent = make_update_rule(SGD, group.params, 1), Agent(comm.rank, size == 1)
-    genkidama.work(link, group, agent, rule, config, 1)
-    assert (link._report is None) == (group.is_leader or not by_message)  # reports are short
+    groups = [worker // config.group_size for worker in range(comm.size - 1)]
+    member = Member(comm, link, config, None, None, groups)
+    genkidama.work(member)
+    is_leader = member.group.is_leader
+    assert (link._report is None) == (is_leader or not by_message)  # reports are short
     assert link.params.itemsize == NUM_BYTES[config.exchange_dtype]
-    comm.gather(group.params)
-    group.close()
+    comm.gather(member.found)
     link.close()
 
 
 def serve(comm: MPI.Intracomm, by_message: bool, order: list[int], config: Config) -> None:
     room = NUM_PARAMS, config.exchange_period
-    link = ServerLink(comm, *room, by_message, config.exchange_dtype)
+    link = ServerLink(comm, *room, by_message, dtype=config.exchange_dtype)
     params, arrived = np.zeros(NUM_PARAMS, np.float32), set()
     groups = [worker // config.group_size for worker in range(link.num_workers)]
-    rule = server_rule(dataclasses.asdict(config), params, groups)
+    rule = genkidama.GENKIDAMA.rule(config, params, link.slots, groups)
 
     def wait_for(worker: int) -> None:
         wait_until(lambda: arrived.update(link.poll()) or worker in arrived)
@@ -83,21 +102,21 @@ def serve(comm: MPI.Intracomm, by_message: bool, order: list[int], config: Confi
 
     for worker in range(link.num_workers):
         wait_for(worker)
-        assert link.header(worker)["kind"] == Kind.JOIN
-        np.copyto(link.params(worker), rule.start(worker))
-        link.reply(worker, 0, Command.CONTINUE)
+        assert link.slots[worker].header["kind"] == Kind.JOIN
+        np.copyto(link.slots[worker].answer, rule.start(worker))
+        link.reply(worker, 0, 0, Command.CONTINUE)
     for turn, group in enumerate(order):
         is_last = group not in order[turn + 1 :]
         leader, *others = np.flatnonzero(np.equal(groups, group)).tolist()
         for worker in (*others, leader):
             wait_for(worker)
-            header = link.header(worker)
+            header = link.slots[worker].header
             assert header["kind"] == (Kind.PUSH if worker == leader else Kind.REPORT)
             assert header["num_updates"] == header["num_episodes"] == config.exchange_period
             assert len(header["episode_returns"]) == config.exchange_period
             if worker == leader:
-                rule(link.grads(worker), link.params(worker), 0.0, 1.0, worker)
-            link.reply(worker, turn + 1, Command.STOP if is_last else Command.CONTINUE)
+                rule.push(Push(worker, header, 0, 0.0, set()))
+            link.reply(worker, turn + 1, 0, Command.STOP if is_last else Command.CONTINUE)
     _, *of_workers = comm.gather(None)
     for worker, theirs in enumerate(of_workers):
         np.testing.assert_array_equal(theirs, rule.start(worker))

@@ -1,8 +1,14 @@
 """Small recorders and headers for tests."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+
+from mpi_rl.config import Config
+from mpi_rl.server.base_rule import Rule
+from mpi_rl.server.recorder import Recorder
+from mpi_rl.transport.messages import Kind, header_dtype
 
 SETTINGS = dict(
     n_steps=50,
@@ -25,8 +31,6 @@ SETTINGS = dict(
 
 def header(version=0, num_steps=50, returns=(), lengths=(), **values):
     """What a worker sends with a push, with as many episodes as are given."""
-    from mpi_rl.transport import Kind, header_dtype
-
     record = np.zeros(1, header_dtype(8))[0]
     record["kind"], record["version"], record["num_steps"], record["num_episodes"] = (
         Kind.PUSH,
@@ -39,7 +43,8 @@ def header(version=0, num_steps=50, returns=(), lengths=(), **values):
         lengths,
     )
     record["num_updates"] = 1
-    record["phase_s"] = 1, 2, 3, 0, 4, 6
+    for name, seconds in dict(env=1, act=2, learn=3, wait=4, cpu=6).items():
+        record[name] = seconds
     for name, value in values.items():
         record[name] = value
     return record
@@ -49,8 +54,16 @@ def recorder(
     path, workers=2, params=None, statistics=None, groups=None, growth_state=None, **settings
 ):
     """A recorder of a made-up run."""
-    from mpi_rl.recorder import Recorder
+    config = Config(**{**SETTINGS, **settings})
+    params = np.arange(3, dtype=np.float32) if params is None else params
+    rule = Rule(config, params, [], groups or range(workers))
+    rule.statistics = statistics or {}
+    state = np.zeros(1) if growth_state is None else growth_state
+    return recorder_of(path, rule, SimpleNamespace(state=state))
 
+
+def recorder_of(path, rule, growth):
+    """A recorder of a run with this rule and policy of growth."""
     attributes = dict(
         job="test",
         index=0,
@@ -60,12 +73,8 @@ def recorder(
         env_spec_hash="",
         versions="{}",
         mpi_library="none",
-        world_size=workers + 1,
+        world_size=len(rule.groups) + 1,
         env_spec=json.dumps({}),
     )
-    params = np.arange(3, dtype=np.float32) if params is None else params
-    places = [("here", "window")] * workers
-    settings = {**SETTINGS, **settings}
-    groups = groups or range(workers)
-    state = np.zeros(1) if growth_state is None else growth_state
-    return Recorder(path, attributes, settings, groups, places, params, statistics or {}, state)
+    places = [("here", "window")] * len(rule.groups)
+    return Recorder(path, attributes, rule.config, places, rule, growth)

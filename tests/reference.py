@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mpi_rl.torchnet import TorchNet
+from mpi_rl.networks.torchnet import TorchNet
 
 
 class Reference:
@@ -16,7 +16,7 @@ class Reference:
 
     def __call__(self, observations):
         """Return logits (B, num_actions) and values (B,) of observations (B, *shape)."""
-        return self.network.forward(torch.from_numpy(np.ascontiguousarray(observations)))
+        return self.network.outputs(torch.from_numpy(np.ascontiguousarray(observations)))
 
     def gradient(self, observations, actions, returns, entropy_coef, value_coef):
         """Return the loss of T steps of E environments and its gradient, (P,)."""

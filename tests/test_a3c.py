@@ -1,18 +1,21 @@
 """An A3C worker's loop against a scripted server: no MPI."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mpi_rl import a3c, agent
-from mpi_rl.config import Config, load_job
-from mpi_rl.envs import env_spec
-from mpi_rl.losses import Losses
-from mpi_rl.networks import initial_params, network_spec, views
-from mpi_rl.transport import REPLY, Command, header_dtype
-from mpi_rl.updates import make_update_rule
+from mpi_rl.algorithms import a3c
+from mpi_rl.algorithms.worker import Worker
+from mpi_rl.config import Config
+from mpi_rl.envs.make import env_spec
+from mpi_rl.jobs import load_job
+from mpi_rl.learning.losses import Losses
+from mpi_rl.learning.update_rules import make_update_rule
+from mpi_rl.networks.layers import initial_params, views
+from mpi_rl.networks.network import network_spec
+from mpi_rl.transport.messages import Command
+from mpi_rl.transport.slots import Slot
 from tests.ranks import ROOT
 
 NUM_PUSHES = 12
@@ -21,9 +24,23 @@ NUM_PUSHES = 12
 class Link:
     """A server whose parameters are the number of pushes it has had, from 10 workers at once."""
 
-    def __init__(self):
-        self.reply, self.header = np.zeros(1, REPLY)[0], np.zeros(1, header_dtype(1))[0]
-        self.params, self.grads, self.pushed = np.zeros(3, np.float32), None, []
+    def __init__(self, num_params=3, is_near=False):
+        self._slot, self.pushed = Slot(num_params, 1), []
+        if is_near:  # params and grads change places
+            self._slot.share(self._slot.halves)
+        self.reply, self.header, self.pairs = self._slot.reply, self._slot.header, self._slot.pairs
+
+    @property
+    def half(self):
+        return self._slot.half
+
+    @property
+    def params(self):
+        return self._slot.params
+
+    @property
+    def version(self):
+        return int(self.reply["version"])
 
     def push(self):
         self.pushed.append(int(self.header["version"]))
@@ -38,14 +55,16 @@ class Link:
 class Agent:
     """One whose every fifth rollout ends an episode; it notes the parameters that it plays with."""
 
-    def __init__(self, params):
-        self.params, self.grads, self.rng, self.played = params, None, agent.make_rng(1, 0), []
+    def __init__(self):
+        self.pairs, self.played = [], []
 
     def reset(self):
         pass
 
-    def use(self, params, grads):
-        self.params, self.grads = params, grads
+    close = reset
+
+    def use(self, half):
+        self.params, _ = self.pairs[half]
 
     def collect(self):
         self.played.append(int(self.params[0]))
@@ -59,53 +78,67 @@ class Agent:
         return Losses(0, 0, 0), 1.0
 
 
+class Scripted(Worker):
+    """The first of a run's workers, with this agent, or what ``change`` makes of its own."""
+
+    def __init__(self, link, config, player=None, task=None, network=None, change=None):
+        super().__init__(SimpleNamespace(rank=1), link, config, task, network, [0])
+        self._player, self._change = player, change
+
+    def make_agent(self, pairs):
+        if self._player is None:
+            player = super().make_agent(pairs)
+            if self._change is not None:
+                self._change(player)
+            return player
+        self._player.pairs = pairs
+        return self._player
+
+
+def played(config):
+    """Play NUM_PUSHES rollouts; return the agent's parameters and its gradients' versions."""
+    link, player = Link(), Agent()
+    a3c.work(Scripted(link, config, player))
+    return player.played, link.pushed[1:]
+
+
 @pytest.mark.parametrize(
     "pull_period, pulled_at",
     # Pushes before which parameters are pulled: each, every third, and after an episode.
     [(1, range(1, 13)), (3, [1, 4, 6, 9, 11]), (100, [1, 6, 11])],
 )
 def test_parameters_are_pulled_every_so_often_and_where_an_episode_ends(pull_period, pulled_at):
-    link = Link()
-    player = Agent(link.params if pull_period == 1 else np.zeros(3, np.float32))
-    a3c.work(link, player, Config(pull_period=pull_period))
     expected = [10 * max(at for at in pulled_at if at <= push) for push in range(1, 13)]
-    assert player.played == expected
-    assert link.pushed[1:] == expected  # the version that the gradient was taken at
+    # The parameters are those of the version that the gradient was taken at.
+    assert played(Config(pull_period=pull_period)) == (expected, expected)
 
 
 def test_delayed_parameters_are_those_of_the_pull_before():
-    link = Link()
-    a3c.work(link, player := Agent(np.zeros(3, np.float32)), Config(delayed_pull=True))
     expected = [10 * max(push - 1, 1) for push in range(1, 13)]
-    assert player.played == link.pushed[1:] == expected
-    link = Link()
-    held = Config(delayed_pull=True, pull_period=3)
-    a3c.work(link, player := Agent(np.zeros(3, np.float32)), held)
+    assert played(Config(delayed_pull=True)) == (expected, expected)
     pulled_at = [1, 1, 4, 6, 9]  # of the pulls at 1, 4, 6, 9 and 11
     expected = [10 * pulled_at[sum(push >= at for at in (4, 6, 9, 11))] for push in range(1, 13)]
-    assert player.played == link.pushed[1:] == expected
+    assert played(Config(delayed_pull=True, pull_period=3)) == (expected, expected)
 
 
 class Updating(Link):
     """A server of one worker that applies its gradients, and keeps what has come of each."""
 
     def __init__(self, config, params, num_pushes, is_near=False):
-        super().__init__()
-        self.params, self.grads = np.zeros((2, params.size), np.float32)
-        self._is_near = is_near
+        super().__init__(params.size, is_near)
+        rule = make_update_rule(config, params, 1)
+        self._updates = [rule.bind(*pair, 0) for pair in self._slot.exchanges]
         self._server, self._num_pushes, self.changed = params, num_pushes, []
-        self._rule = make_update_rule(dataclasses.asdict(config), params, 1)
         self._rate = config.learning_rate
 
     def pull(self):
-        pushed = self.grads
-        if self._is_near:  # params and grads change places
-            self.params, self.grads = self.grads, self.params
+        slot = self._slot
         if len(self.pushed) > 1:  # the first push is the worker's JOIN
-            self._rule(pushed, self.params, self._rate, 1.0, 0)
-            self.changed.append(self.params.copy())
+            self._updates[slot.half](self._rate, 1.0)
+            self.changed.append(slot.answer.copy())
         else:
-            self.params[:] = self._server
+            slot.answer[:] = self._server
+        slot.turn()
         is_over = len(self.changed) == self._num_pushes
         self.reply["command"] = Command.STOP if is_over else Command.CONTINUE
         return self.reply
@@ -117,6 +150,9 @@ class Taped:
     def __init__(self, envs):
         self._envs, self.steps = envs, []
 
+    def close(self):
+        self._envs.close()
+
     def reset(self, seeds):
         observations = self._envs.reset(seeds)
         self._observation = observations[0].copy()
@@ -125,7 +161,7 @@ class Taped:
     def step(self, actions):
         result = self._envs.step(actions)
         played = self._observation, int(actions[0]), float(result.rewards[0])
-        self.steps.append((*played, bool(result.episode_over[0])))
+        self.steps.append((*played, bool(result.episodes)))
         self._observation = result.observations[0].copy()
         return result
 
@@ -188,15 +224,18 @@ def plain_updates(steps, spec, first, config):
 def test_one_worker_of_the_thesis_learns_as_the_thesis_code_does():
     job = load_job(str(ROOT / "jobs" / "lunar_lander_thesis_a3c.toml"))
     config = job.config(0, dict(n_steps=20))  # so that episodes have several updates and pulls
-    settings = dataclasses.asdict(config)
-    task = env_spec(settings)
-    spec = network_spec(settings, task.observation_shape, task.num_actions)
+    task = env_spec(config)
+    spec = network_spec(config, task.observation_shape, task.num_actions)
     first = initial_params(spec, 1)
     link = Updating(config, first.copy(), num_pushes=150)
-    own = np.zeros((2, first.size), np.float32)
-    player = agent.Agent(config, task, spec, own[0], link.grads, agent.make_rng(1, 0))
-    player._envs = taped = Taped(player._envs)
-    a3c.work(link, player, config)
+    tapes = []
+
+    def tape(player):
+        player._envs = Taped(player._envs)
+        tapes.append(player._envs)
+
+    a3c.work(Scripted(link, config, task=task, network=spec, change=tape))
+    (taped,) = tapes
     plain = plain_updates(taped.steps, spec, first, config)
     ends = sum(step[-1] for step in taped.steps)
     assert 20 < ends < 50 and len(plain) == len(link.changed) == 150
@@ -208,15 +247,12 @@ def test_one_worker_of_the_thesis_learns_as_the_thesis_code_does():
 @pytest.mark.parametrize("env, network", [("CartPole-v1", "mlp"), ("breakout", "atari_2013")])
 def test_a_worker_learns_the_same_where_params_and_grads_change_places(env, network, changes):
     config = Config(env=env, network=network, n_steps=7, learning_rate=1e-3, **changes)
-    settings = dataclasses.asdict(config)
-    task = env_spec(settings)
-    spec = network_spec(settings, task.observation_shape, task.num_actions)
+    task = env_spec(config)
+    spec = network_spec(config, task.observation_shape, task.num_actions)
     first, found = initial_params(spec, 1), []
     for is_near in (False, True):
         link = Updating(config, first.copy(), num_pushes=20, is_near=is_near)
-        params = np.zeros_like(first) if changes else link.params
-        player = agent.Agent(config, task, spec, params, link.grads, agent.make_rng(1, 0))
-        a3c.work(link, player, config)
+        a3c.work(Scripted(link, config, task=task, network=spec))
         found.append(link.changed)
     np.testing.assert_array_equal(*found)
     assert np.abs(found[0][-1] - first).max() > 1e-3

@@ -4,10 +4,12 @@ import math
 import numpy as np
 import pytest
 
-from mpi_rl.agent import Agent, make_rng, rng_state, set_rng_state
 from mpi_rl.config import Config
-from mpi_rl.envs import StepResult, env_spec
-from mpi_rl.networks import initial_params, network_spec
+from mpi_rl.envs.make import env_spec
+from mpi_rl.envs.spec import StepResult
+from mpi_rl.learning.agent import Agent, make_rng, rng_state, set_rng_state
+from mpi_rl.networks.layers import initial_params
+from mpi_rl.networks.network import network_spec
 
 STEPS, ENVS, OBSERVATIONS, ACTIONS = 4, 3, 8, 4
 CONFIG = Config(
@@ -42,7 +44,7 @@ class Tape:
         t, self._t = self._t, self._t + 1
         over = self.terminated[t] | self.truncated[t]
         final = self.final if over.any() else None
-        ends = self.terminated[t], self.truncated[t], over, final
+        ends = self.terminated[t], self.truncated[t], final, ()
         return StepResult(self.observations[t + 1], self.rewards[t], *ends)
 
 
@@ -87,12 +89,11 @@ def paper_loss(params, tape, actions, advantages_at, variant={}):
 def learned(variant):
     """Play and learn from a tape; return it with actions, parameters, gradient and losses."""
     config = dataclasses.replace(CONFIG, **variant)
-    settings = dataclasses.asdict(config)
-    spec = env_spec(settings)
-    network = network_spec(settings, spec.observation_shape, spec.num_actions)
+    spec = env_spec(config)
+    network = network_spec(config, spec.observation_shape, spec.num_actions)
     params = initial_params(network, 1)
     grads, tape = np.full_like(params, np.nan), Tape()
-    player = Agent(config, spec, network, params, grads, make_rng(1, 0))
+    player = Agent(config, spec, network, [(params, grads)], make_rng(1, 0))
     player._envs = tape
     player.reset()
     played = player.collect()
@@ -131,11 +132,10 @@ def test_gradient_equals_finite_differences_of_the_papers_loss(variant):
 
 def agent(**changes):
     config = Config(**{"env": "CartPole-v1", "hidden_sizes": (8,), "n_steps": 30, **changes})
-    settings = dataclasses.asdict(config)
-    spec = env_spec(settings)
-    network = network_spec(settings, spec.observation_shape, spec.num_actions)
+    spec = env_spec(config)
+    network = network_spec(config, spec.observation_shape, spec.num_actions)
     params = initial_params(network, 0)
-    made = Agent(config, spec, network, params, np.zeros_like(params), make_rng(1, 0))
+    made = Agent(config, spec, network, [(params, np.zeros_like(params))], make_rng(1, 0))
     made.reset()
     return made
 

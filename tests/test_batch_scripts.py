@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from mpi_rl.config import load_job
-from mpi_rl.runfile import read_run
+from mpi_rl.jobs import load_job
+from mpi_rl.records.runfile import read_run
 from tests.ranks import ROOT, environment
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from mpi_rl.bell import Bell
+from mpi_rl.transport.bell import Bell
 
 LONG_S = 60.0  # the test would take so long if a ring were not heard
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from mpi_rl.bench import columns, table
+from mpi_rl.bench.measure import columns, table
 from tests.ranks import mpi_rl
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +60,8 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         (["--launcher=mpirun -n 4", "env"], "must have {ranks}"),
         (["--seconds=0"], "0.0 is not in the range"),
         (["--launcher=/bin/false {ranks}", "env"], "status 1"),
+        (["--launcher=no_such_program {ranks}", "env"], "must begin with a program that is here"),
+        (["--launcher=mpirun '-n {ranks}", "env"], "No closing quotation"),
         (["speed"], "'speed' is not one of"),
         (["--job=none.toml"], "no such file"),
     ],

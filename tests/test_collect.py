@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from mpi_rl.collect import collect
-from mpi_rl.config import Job, make_config
-from mpi_rl.inspect import summary, verify_run
-from mpi_rl.runfile import RESOLUTION, read_run, read_runs, write_run
+from mpi_rl.commands.collect import collect
+from mpi_rl.commands.inspect import summary, verify_run
+from mpi_rl.config import make_config
+from mpi_rl.errors import UserError
+from mpi_rl.jobs import Job
+from mpi_rl.records.runfile import RESOLUTION, read_run, read_runs, write_run
 from tests.ranks import mpi_rl
 from tests.records import header, recorder
 
@@ -22,13 +24,13 @@ JOB = Job(
 
 def run_file(folder, index, status="complete", **changes):
     """Write a run of two updates, as run ``index`` of JOB with ``changes``."""
-    from mpi_rl.envs import env_spec
+    from mpi_rl.envs.make import env_spec
 
     settings = {**SETTINGS, **JOB.sweep[index], "num_workers": 2, **changes}
-    settings = vars(make_config(settings, "test"))
+    config = make_config(settings, "test")
     folder.mkdir(exist_ok=True)
-    record = recorder(folder / f"{index}.h5", **settings)
-    record.attributes.update(index=index, env_spec=env_spec(settings).to_json())
+    record = recorder(folder / f"{index}.h5", **vars(config))
+    record.attributes.update(index=index, env_spec=env_spec(config).to_json())
     for number in range(2):
         record.push(number, header(version=number, returns=[index], lengths=[20]), 0.1)
     record.finish(status)
@@ -116,7 +118,7 @@ def test_collecting_again_gives_the_same_bytes_even_from_the_collection_alone(fo
 def test_files_from_before_a_setting_have_its_default(folder):
     for index in range(4):
         run = read_run(folder / f"{index}.h5")
-        config = run.config
+        config = json.loads(run.attributes["config"])
         del config["exchange_dtype"]
         run.attributes["config"] = json.dumps(config)
         write_run(folder / f"{index}.h5", run)
@@ -161,13 +163,13 @@ def test_collected_runs_are_not_replaced_by_others(folder):
     for index in range(4):
         (folder / f"{index}.h5").unlink()
     run_file(folder, 0, gamma=0.5)
-    with pytest.raises(ValueError, match=r"run\(s\) 1, 2, 3 do not go with .* move .* away first"):
+    with pytest.raises(UserError, match=r"run\(s\) 1, 2, 3 do not go with .* move .* away first"):
         collect(JOB, folder, output)
     assert output.read_bytes() == before
-    with pytest.raises(ValueError, match="holds runs of test, not of other"):
+    with pytest.raises(UserError, match="holds runs of test, not of other"):
         collect(Job("other", {}, JOB.sweep), folder, output)
     run_file(folder, 1)
-    with pytest.raises(ValueError, match="1.h5: a run file, not a collection"):
+    with pytest.raises(UserError, match="1.h5: a run file, not a collection"):
         collect(JOB, folder, folder / "1.h5")
     assert read_run(folder / "1.h5").attributes["index"] == 1
 
@@ -183,7 +185,7 @@ def test_the_command_names_what_is_missing_with_status_1(folder):
     assert "missing: index 3" in result.stderr
     run_file(folder, 3)
     assert mpi_rl(*arguments, cwd=folder.parent).returncode == 0
-    figure = mpi_rl("results/test.h5", cwd=folder.parent, module="analysis.learning_curves")
+    figure = mpi_rl("plot", "results/test.h5", cwd=folder.parent)
     assert figure.returncode == 0 and (folder.parent / "results" / "test.png").exists()
     result = mpi_rl("record", "results/test.h5", cwd=folder.parent)
     assert result.returncode == 2 and "a collection of 4 runs" in result.stderr

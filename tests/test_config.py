@@ -1,125 +1,41 @@
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
-from mpi_rl.config import Config, config_from_json, differences, load_job
-
-JOBS = Path(__file__).parents[1] / "jobs"
-
-
-def write(tmp_path, text):
-    path = tmp_path / "mine.toml"
-    path.write_text(text)
-    return str(path)
-
-
-def test_lunar_lander_job_is_the_default_configuration():
-    job = load_job(str(JOBS / "lunar_lander.toml"))
-    assert job.name == load_job(None).name
-    assert job.config(0, {}) == Config() == load_job(None).config(0, {})
-
-
-@pytest.mark.parametrize("path", sorted(JOBS.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_run_of_every_job_is_valid(path):
-    job = load_job(str(path))
-    configs = [job.config(index, {}) for index in range(len(job.sweep))]
-    assert len(set(configs)) == len(configs)
-
-
-def test_sweep_is_the_product_in_file_order(tmp_path):
-    job = load_job(
-        write(tmp_path, "gamma = 0.9\n[sweep]\nlearning_rate = [1e-3, 1e-4]\nseed = [1, 2, 3]\n")
-    )
-    assert [(run["learning_rate"], run["seed"]) for run in job.sweep] == [
-        (1e-3, 1),
-        (1e-3, 2),
-        (1e-3, 3),
-        (1e-4, 1),
-        (1e-4, 2),
-        (1e-4, 3),
-    ]
-    assert job.config(4, {}) == Config(gamma=0.9, learning_rate=1e-4, seed=2)
-    assert job.config(4, {"seed": 7}).seed == 7  # the command line wins
+from mpi_rl.algorithms.choice import ALGORITHMS, check
+from mpi_rl.config import Config, config_from_json, differences
+from mpi_rl.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "name, value, right",
     [
-        ("learning_rat = 1", "unknown key 'learning_rat'; nearest valid: learning_rate"),
-        ("zzzzzz = 1", "unknown key 'zzzzzz'; valid: env, "),
-        ("n_steps = 'five'", "n_steps = 'five': must be a whole number"),
-        ("n_steps = 5.0", "n_steps = 5.0: must be a whole number"),
-        ("n_steps = true", "n_steps = True: must be a whole number"),
-        ("gamma = 'high'", "gamma = 'high': must be a number"),
-        ("gamma = nan", "gamma = nan: must be a number"),
-        ("clip_rewards = 1", "clip_rewards = 1: must be true or false"),
-        ("env = 3", "env = 3: must be a text"),
-        ("hidden_sizes = 128", "hidden_sizes = 128: must be a list of whole numbers"),
-        ("hidden_sizes = []", r"hidden_sizes = \[\]: must be a list of whole numbers"),
-        ("hidden_sizes = [128, 0]", "hidden_sizes = 0: must be at least 1"),
-        ("n_steps = 0", "n_steps = 0: must be at least 1"),
-        ("total_steps = -5", "total_steps = -5: must be at least 0"),
-        ("envs_per_worker = 65", "envs_per_worker = 65: must be at most 64"),
-        ("learning_rate = 0", "learning_rate = 0.0: must be above 0"),
-        ("gamma = 1.5", "gamma = 1.5: must be at most 1"),
-        ("seed = 18446744073709551616", "must be at most 9223372036854775807"),
-        ("max_episode_frames = 3000000000", "must be at most 1000000000"),
-        ("update_rule = 'adamw'", "update_rule = 'adamw': must be one of rmsprop, adam, sgd"),
-        ("exchange_dtype = 'float16'", "exchange_dtype = 'float16' with algorithm = 'a3c'"),
-        ("algorithm = 'genkidama'\ndelayed_pull = true", "delayed_pull = True with .*= 'a3c'"),
-        ("beta = 0.5", "beta = 0.5 with algorithm = 'a3c'.* must be 0.0, or algorithm ="),
-        ("total_steps = 100", "total_steps = 100 is less than one rollout: .* = 120"),
+        ("growth", "schedule", "'none', groups are made at the start"),
+        ("envs_per_worker", 2, "1, a group meets at the end"),
+        ("learning_rate_schedule", "linear", "'constant', groups do not anneal"),
     ],
 )
-def test_bad_settings_are_named_with_what_would_be_right(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        load_job(write(tmp_path, text)).config(0, {})
+def test_what_does_not_fit_the_algorithm_is_refused(name, value, right):
+    settings = {"learning_rate_schedule": "constant", name: value}
+    if name == "growth":
+        settings |= dict(initial_workers=1, growth_steps=(9,), growth_workers=(2,))
+    words = f"{name} = {value!r} with algorithm = 'genkidama': must be {right}"
+    with pytest.raises(UserError, match=words):
+        check(Config(algorithm="genkidama", **settings))
+    assert name in {unfit for unfit, *_ in ALGORITHMS["genkidama"].unfit}
+    assert check(Config(**settings)) == Config(**settings)
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("sweep = 3", "must be a table"),
-        ("[sweep]\nsede = [1]", "unknown key 'sede'; nearest valid: seed"),
-        ("[sweeps]\nseed = [1]", "unknown key 'sweeps'; nearest valid: sweep"),
-        ("[sweep]\nseed = 1", "seed = 1: must be a list"),
-        ("[sweep]\nseed = []", r"seed = \[\]: must be a list"),
-        ("seed = 1\n[sweep]\nseed = [1, 2]", "both a setting and a .sweep. axis"),
-        ("[sweep]\nrow = [{ gamma = 0.9 }, { sede = 1 }]", "row: unknown key 'sede'"),
-        ("[sweep]\nrow = [{ gamma = 0.9 }, { seed = 1 }]", "row has tables of different settings"),
-        ("[sweep]\nrow = [{ gamma = 0.9 }, 1]", "row mixes tables and 1: must be all tables"),
-        ("[sweep]\nrow = [{ seed = 1 }]\nseed = [1]", "seed is .* part of two axes"),
-        ("seed = ", "mine.toml"),
-    ],
-)
-def test_bad_job_files_are_refused(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        load_job(write(tmp_path, text))
+@pytest.mark.parametrize("name, value", [("max_staleness", 3), ("staleness_scaled_rate", True)])
+def test_what_is_of_one_algorithm_is_refused_with_another(name, value):
+    with pytest.raises(UserError, match=f"{name} = {value}.*or algorithm = 'a3c'"):
+        Config(algorithm="genkidama", **{name: value})
 
 
-def test_settings_that_vary_together_are_one_axis(tmp_path):
-    text = (
-        "[sweep]\nrow = [{ gamma = 0.9, n_steps = 5 }, { gamma = 0.8, n_steps = 7 }]\nseed = [1, 2]"
-    )
-    job = load_job(write(tmp_path, text))
-    values = [(run["gamma"], run["n_steps"], run["seed"]) for run in job.sweep]
-    assert values == [(0.9, 5, 1), (0.9, 5, 2), (0.8, 7, 1), (0.8, 7, 2)]
-
-
-def test_missing_job_file_says_where_jobs_are():
-    with pytest.raises(
-        ValueError, match="'jobs/nothing.toml': no such file; job files are in jobs/"
-    ):
-        load_job("jobs/nothing.toml")
-
-
-@pytest.mark.parametrize("index", [-1, 6, 100])
-def test_index_outside_the_sweep(tmp_path, index):
-    job = load_job(write(tmp_path, "[sweep]\nseed = [1, 2, 3]\ngamma = [0.9, 0.99]\n"))
-    with pytest.raises(ValueError, match=f"index = {index}: job mine has 6 run.s., indices 0 to 5"):
-        job.config(index, {})
+def test_a_config_that_is_no_json_is_a_users_error():
+    with pytest.raises(UserError, match="no JSON"):
+        config_from_json("{gamma")
 
 
 def test_settings_survive_json():

@@ -3,14 +3,15 @@ import gymnasium
 import numpy as np
 import pytest
 
-from mpi_rl import fused
+from mpi_rl.compiled import kernels
 from mpi_rl.config import Config
-from mpi_rl.envs import env_spec, env_spec_from_json, make_envs
+from mpi_rl.envs.make import env_spec, make_envs
+from mpi_rl.envs.spec import env_spec_from_json
+from mpi_rl.errors import UserError
 
 
 def spec(**changes):
-    network = "mlp" if changes.get("env", "CartPole-v1").endswith(("v1", "v3")) else "atari_2013"
-    return env_spec({**Config().__dict__, "network": network, "env": "CartPole-v1", **changes})
+    return env_spec(Config(**{"env": "CartPole-v1", **changes}))
 
 
 def play(this, num_envs, steps, seed=0):
@@ -54,14 +55,14 @@ def test_spec_hash_changes_with_every_setting():
 
 
 def test_unknown_task_names_the_nearest():
-    with pytest.raises(ValueError, match="nearest: space_invaders"):
+    with pytest.raises(UserError, match="nearest: space_invaders"):
         spec(env="SpaceInvaders")
-    with pytest.raises(ValueError, match="nearest: .*LunarLander-v3"):
+    with pytest.raises(UserError, match="nearest: .*LunarLander-v3"):
         spec(env="LunarLander-v2")
 
 
 def test_a_rom_for_two_players_is_refused():
-    with pytest.raises(ValueError, match="env = 'combat': a ROM that ale_py cannot play"):
+    with pytest.raises(UserError, match="env = 'combat': a ROM that ale_py cannot play"):
         spec(env="combat")  # loading it would end the process
 
 
@@ -81,7 +82,7 @@ def test_ended_episodes_restart_within_the_step():
     for _, result in play(spec(), 3, 200):
         over = result.terminated | result.truncated
         assert (result.final_observations is not None) == over.any()
-        np.testing.assert_array_equal(result.episode_over, over)
+        assert [episode.env for episode in result.episodes] == np.flatnonzero(over).tolist()
         for i in np.flatnonzero(over):
             ended += 1
             assert abs(result.observations[i]).max() <= 0.05  # CartPole starts here
@@ -107,16 +108,53 @@ def test_a_lost_life_ends_the_learners_episode_but_not_the_recorded_one():
     lives, games = 0, 0
     for _, result in play(spec(env="space_invaders", life_loss_terminates=True), 4, 1500):
         lives += result.terminated.sum()
-        games += result.episode_over.sum()
-        assert not (result.episode_over & ~result.terminated & ~result.truncated).any()
+        games += len(result.episodes)
+        ended = result.terminated | result.truncated
+        assert ended[[episode.env for episode in result.episodes]].all()
     assert games >= 3 and 2 * games < lives <= 3 * (games + 4)
 
 
-@pytest.fixture(params=["fused", "plain"])
+@pytest.mark.parametrize(
+    "settings, num_envs, steps, fewest",
+    [
+        (dict(env="CartPole-v1"), 3, 300, 20),
+        (dict(env="LunarLander-v3"), 2, 600, 8),
+        (dict(env="FlappyBird-v0"), 2, 300, 6),
+        (dict(env="space_invaders", life_loss_terminates=True), 2, 900, 2),
+        (dict(env="breakout", max_episode_frames=1200), 2, 700, 4),  # some are cut
+    ],
+    ids=lambda settings: settings["env"] if isinstance(settings, dict) else "",
+)
+def test_returns_and_lengths_are_sums_over_each_environments_episodes(
+    settings, num_envs, steps, fewest
+):
+    this, rng = spec(**settings), np.random.default_rng(3)
+    envs, count = make_envs(this, num_envs), 0
+    for seed in (1, 2):  # a reset in the midst of episodes starts them afresh
+        envs.reset(np.arange(num_envs) + seed)
+        returns, lengths = [0.0] * num_envs, [0] * num_envs
+        for _ in range(steps):
+            result = envs.step(rng.integers(this.num_actions, size=num_envs))
+            over = {episode.env: episode for episode in result.episodes}
+            assert [*over] == sorted(over) and len(over) == len(result.episodes)
+            for e in range(num_envs):
+                returns[e] += float(result.rewards[e])
+                lengths[e] += 1
+                seen = over.get(e, envs.episode_so_far(e))
+                assert seen == (e, returns[e], lengths[e])
+                assert type(seen.episode_return) is float and type(seen.episode_length) is int
+                if e in over:
+                    returns[e], lengths[e] = 0.0, 0
+                    count += 1
+                    assert envs.episode_so_far(e) == (e, 0.0, 0)
+    assert count >= fewest
+
+
+@pytest.fixture(params=["compiled", "plain"])
 def both_ways(request, monkeypatch):
     """Shrink pictures with the compiled function, then in NumPy."""
-    assert fused.AVAILABLE, "fused.c was not built when the package was installed"
-    monkeypatch.setattr(fused, "AVAILABLE", request.param == "fused")
+    assert kernels.AVAILABLE, "screens.c was not built when the package was installed"
+    monkeypatch.setattr(kernels, "AVAILABLE", request.param == "compiled")
 
 
 @pytest.mark.parametrize("env", ["space_invaders", "breakout", "pong"])

@@ -8,12 +8,14 @@ import time
 import numpy as np
 import pytest
 
-from mpi_rl.agent import draw, make_network
-from mpi_rl.envs import env_spec_from_json, make_envs
-from mpi_rl.evaluate import NUM_ENVS, Request, play
-from mpi_rl.inspect import verify_run
-from mpi_rl.networks import network_spec
-from mpi_rl.runfile import read_run, write_run
+from mpi_rl.commands.evaluate import NUM_ENVS, Request, play
+from mpi_rl.commands.inspect import verify_run
+from mpi_rl.envs.make import make_envs
+from mpi_rl.envs.spec import env_spec_from_json
+from mpi_rl.learning.agent import draw
+from mpi_rl.networks.make import make_network
+from mpi_rl.networks.network import network_spec
+from mpi_rl.records.runfile import read_run, write_run
 from tests.ranks import ROOT, finish, mpirun, rank, start
 
 SMOKE = ROOT / "jobs" / "smoke.toml"
@@ -131,7 +133,7 @@ def test_the_first_episodes_to_begin_count_however_long_they_take(trained):
     for t in range(1, 8001):
         result = envs.step(draw(network.logits(0, observations), rng, greedy=False))
         observations = result.observations
-        for e in np.flatnonzero(result.episode_over):
+        for e in np.flatnonzero(result.terminated | result.truncated):
             ended.append((since[e], e, t - since[e]))
             since[e] = t
     first_lengths = [length for _, _, length in sorted(ended)][:num_episodes]

@@ -1,16 +1,16 @@
 """Flappy Bird with the deck's rewards, and its fixed pipes."""
 
-import dataclasses
 
 import numpy as np
 
 from mpi_rl.config import Config
-from mpi_rl.envs import env_spec, env_spec_from_json, make_envs
-from mpi_rl.flappy_bird import LOSS
+from mpi_rl.envs.flappy_bird import LOSS
+from mpi_rl.envs.make import env_spec, make_envs
+from mpi_rl.envs.spec import env_spec_from_json
 
 
 def spec(**settings):
-    return env_spec(dataclasses.asdict(Config(env="FlappyBird-v0", **settings)))
+    return env_spec(Config(env="FlappyBird-v0", **settings))
 
 
 def steer(observation):

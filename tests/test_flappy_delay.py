@@ -1,6 +1,5 @@
 """A worker with old parameters, against a loop that keeps all of them."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -14,31 +13,31 @@ from analysis.flappy_delay import (
     take_off,
     updates,
 )
-from mpi_rl.agent import Agent, make_rng
-from mpi_rl.config import load_job
-from mpi_rl.envs import env_spec
-from mpi_rl.networks import initial_params, network_spec
-from mpi_rl.runfile import read_run
-from mpi_rl.updates import make_update_rule
+from mpi_rl.envs.make import env_spec
+from mpi_rl.jobs import load_job
+from mpi_rl.learning.agent import Agent, make_rng
+from mpi_rl.learning.update_rules import make_update_rule
+from mpi_rl.networks.layers import initial_params
+from mpi_rl.networks.network import network_spec
+from mpi_rl.records.runfile import read_run
 from tests.records import header, recorder
 
 CONFIG = load_job("jobs/flappy_scaling.toml").config(0, {"num_workers": 2})
 
 
 def test_parameters_are_exactly_so_old():
-    settings = dataclasses.asdict(CONFIG)
-    env = env_spec(settings)
-    network = network_spec(settings, env.observation_shape, env.num_actions)
+    env = env_spec(CONFIG)
+    network = network_spec(CONFIG, env.observation_shape, env.num_actions)
     params = initial_params(network, CONFIG.seed)
     every, held, grads = [params.copy()], params.copy(), np.zeros_like(params)
-    agent = Agent(CONFIG, env, network, held, grads, make_rng(CONFIG.seed, 0))
-    rule = make_update_rule(settings, params, 1)
+    agent = Agent(CONFIG, env, network, [(held, grads)], make_rng(CONFIG.seed, 0))
+    update = make_update_rule(CONFIG, params, 1).bind(grads, np.zeros_like(params), 0)
     agent.reset()
     for number, found in enumerate(itertools.islice(updates(CONFIG, 3), 20)):
         held[:] = every[max(0, number - 3)]
         rollout = agent.collect()
         assert (agent.learn(rollout)[0], *rollout.episode_returns) == found
-        rule(grads, np.zeros_like(params), CONFIG.learning_rate, 1.0, 0)
+        update(CONFIG.learning_rate, 1.0)
         every.append(params.copy())
 
 

@@ -10,18 +10,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mpi_rl import genkidama
-from mpi_rl.agent import make_rng
+from mpi_rl.algorithms import genkidama
+from mpi_rl.algorithms.genkidama import GENKIDAMA
+from mpi_rl.algorithms.group import groups_of
+from mpi_rl.algorithms.worker import Worker
+from mpi_rl.commands.inspect import summary, verify_run
 from mpi_rl.config import Config
-from mpi_rl.group import groups_of
-from mpi_rl.growth import growth
-from mpi_rl.inspect import summary, verify_run
-from mpi_rl.losses import Losses
-from mpi_rl.recorder import RESUMED
-from mpi_rl.runfile import read_run
-from mpi_rl.server import _Roster
-from mpi_rl.transport import REPLY, Command, header_dtype
-from mpi_rl.updates import Mixing, mix
+from mpi_rl.errors import UserError
+from mpi_rl.learning.losses import Losses
+from mpi_rl.learning.update_rules import mix
+from mpi_rl.records.runfile import read_run
+from mpi_rl.server.base_rule import Push
+from mpi_rl.server.growth import growth
+from mpi_rl.server.loop import _Roster
+from mpi_rl.server.recorder import RESUMED
+from mpi_rl.transport.messages import Command, Kind
+from mpi_rl.transport.slots import Slot
 from tests.ranks import ROOT, finish, mpirun, rank, start, wait_for
 
 THESIS = ROOT / "jobs" / "lunar_lander_thesis_genkidama.toml"
@@ -59,6 +63,20 @@ def vector(*values):
     return np.array(values, np.float32)
 
 
+def exchanged(groups, worker, is_near, **settings):
+    """Let a server of 8 and -8 take in 4 and -4; return its rule, and what it answers."""
+    config, slots = Config(algorithm="genkidama", **settings), [Slot(2, 1) for _ in groups]
+    slot = slots[worker]
+    if is_near:
+        slot.share(slot.halves)
+    rule = GENKIDAMA.rule(config, vector(8, -8), slots, groups)
+    slot.grads[:] = 4, -4
+    outcome = rule.push(Push(worker, slot.header, 3, 0.1, {worker}))  # neither age nor rate matter
+    assert outcome.answered == [worker] and outcome.is_update and not outcome.is_dropped
+    slot.turn()
+    return rule, slot.params
+
+
 @pytest.mark.parametrize(
     "alpha, beta, server, group",
     [
@@ -73,21 +91,17 @@ def vector(*values):
 )
 @pytest.mark.parametrize("is_near", [False, True])
 def test_one_exchange_equals_hand_numbers(alpha, beta, server, group, is_near):
-    params, pushed = vector(8, -8), vector(4, -4)
-    rule, reply = Mixing(params, alpha, beta, [0, 0, 1, 1]), pushed if is_near else vector(0, 0)
-    rule(pushed, reply, 0.1, 0.5, 3)  # rates and scales are for gradients
-    assert params.tolist() == reply.tolist() == [server, -server]
+    rule, answer = exchanged([0, 0, 1, 1], 3, is_near, alpha=alpha, beta=beta)
+    assert rule.params.tolist() == answer.tolist() == [server, -server]
     assert rule.start(2).tolist() == [group, -group] and rule.start(0).tolist() == [8, -8]
 
 
 @pytest.mark.parametrize("is_near", [False, True])
 def test_elastic_averaging_is_symmetric(is_near):
-    params, pushed = vector(8, -8), vector(4, -4)
-    rule = Mixing(params, 0.25, 0.25, [0, 1], elastic=True)
-    reply = pushed if is_near else vector(0, 0)
-    rule(pushed, reply, 0.1, 0.5, 1)
-    assert reply.tolist() == [8, -8]  # what the server had before
-    assert params.tolist() == [7, -7] and rule.start(1).tolist() == [5, -5]  # both moved by 1
+    rule, answer = exchanged([0, 1], 1, is_near, alpha=0.25, beta=0.25, elastic=True)
+    assert answer.tolist() == [8, -8]  # what the server had before
+    assert rule.params.tolist() == [7, -7]
+    assert rule.start(1).tolist() == [5, -5]  # both moved by 1
 
 
 def test_mixing_is_exact_at_its_ends():
@@ -112,6 +126,8 @@ EXCHANGES = [
     (0.5, 0.5, "0,0,1", [1.5, 1, 1.5], {"elastic": True}),
     # 2 episodes of 1 are 2: 1 | 1.5; of 3.5: 2.25 | 2.875; of 4: 3.125 | 3.5625
     (0.5, 0.5, "0,0,1", [3.125, 2.875, 3.5625], {"exchange_period": 2}),
+    # Gradients of norm 1 are cut to a half: .5, then 1, then .5 + .5
+    (1, 1, "0,1,0", [1, 1, 1], {"max_grad_norm": 0.5}),
     # The same numbers, all of which have 7 bits or less ...
     (0.5, 0.5, "0,0,1", [1.5625, 1.4375, 1.78125], {"exchange_dtype": "float16"}),
     (0.5, 0.5, "0,0,1", [1.5625, 1.4375, 1.78125], BFLOAT16),
@@ -138,52 +154,78 @@ def test_groups_are_neighbours_on_one_node():
     assert groups_of(["a", "b", "a", "b"], 2) == (0, 1, 0, 1)
     assert groups_of(["b", "a", "a"], 1) == (0, 1, 2)
     with pytest.raises(
-        ValueError, match=r"node a has 3 worker\(s\), no multiple .* cannot straddle"
+        UserError, match=r"node a has 3 worker\(s\), no multiple .* cannot straddle"
     ):
         groups_of(["a", "a", "a", "b", "b"], 2)
 
 
 def test_members_of_a_group_are_told_the_same():
-    tell = _Roster([0, 0, 1], growth(vars(Config()), 3)).tell
+    tell = _Roster([0, 0, 1], growth(Config(), 3)).tell
     told = [tell(worker, over) for worker, over in ((0, False), (1, True), (1, True), (0, False))]
     assert told == [Command.CONTINUE] * 2 + [Command.STOP] * 2
     assert tell(2, True) == Command.STOP
 
 
-class OneOfAGroup:
-    """Link, group, agent and update rule in one: parameters are the number of updates."""
+class Link:
+    """A server that says stop after so many exchanges, and notes what they report."""
 
-    is_leader = True
+    version = 0
 
     def __init__(self, num_exchanges):
-        self.reply, self.header = np.zeros(1, REPLY)[0], np.zeros(1, header_dtype(2))[0]
-        self.params, self.grads, self.own = (np.zeros(3, np.float32) for _ in range(3))
-        self.rng, self.played, self.pushed, self.left = make_rng(1, 0), [], [], num_exchanges
+        slot = Slot(3, 2)
+        self.reply, self.header, self.params, self.grads = slot.reply, slot.header, *slot.halves
+        self.pushed, self._left = [], num_exchanges
 
     def push(self):
         self.pushed.append((self.header["num_episodes"], self.header["num_updates"]))
 
-    def pull(self, params=None):
-        if params is None:  # the link's
-            self.reply["command"] = Command.STOP if len(self.pushed) > self.left else 0
-            return self.reply
-        np.copyto(self.own, self.params)
-        return False
-
-    def meet(self):
-        pass
+    def pull(self):
+        self.reply["command"] = Command.STOP if len(self.pushed) > self._left else Command.CONTINUE
+        return self.reply
 
     def is_hurried(self):
         return False
 
-    reset = meet
 
-    def update(self, *arguments):
+class Group:
+    """A group of one, whose parameters are the number of updates."""
+
+    is_leader, kind = True, Kind.PUSH
+
+    def __init__(self):
+        self.params, self.own, self.scratch = np.zeros((3, 3), np.float32)
+        self.pairs = [(self.own, None)]
+
+    def begin(self, params):
+        np.copyto(self.params, params)
+
+    def meet(self):
+        pass
+
+    close = meet
+
+    def update(self, grad_norm):
         self.params += 1
         return False
 
+    def pull(self):
+        np.copyto(self.own, self.params)
+        return False
+
+
+class Agent:
+    """One whose every fifth rollout ends an episode; it notes the parameters that it plays with."""
+
+    def __init__(self, params):
+        self._params, self.played = params, []
+
+    def reset(self):
+        pass
+
+    close = reset
+
     def collect(self):
-        self.played.append(int(self.own[0]))
+        self.played.append(int(self._params[0]))
         returns = [1.0] if len(self.played) % 5 == 0 else []
         return SimpleNamespace(
             actions=np.zeros((1, 1)),
@@ -197,16 +239,31 @@ class OneOfAGroup:
         return Losses(0, 0, 0), 1.0
 
 
+class Member(Worker):
+    """The only member of a made-up group."""
+
+    def __init__(self, link, config):
+        super().__init__(SimpleNamespace(rank=1), link, config, None, None, [0])
+
+    def meet_group(self):
+        return Group()
+
+    def make_agent(self, pairs):
+        self.agent = Agent(pairs[0][0])
+        return self.agent
+
+
 @pytest.mark.parametrize(
     "pull_period, pulled_after",
     [(1, range(20)), (3, [0, 3, 5, 8, 10, 13, 15, 18]), (100, [0, 5, 10, 15])],
 )
 def test_members_pull_every_so_often_and_where_an_episode_ends(pull_period, pulled_after):
-    one = OneOfAGroup(num_exchanges=2)
     settings = dict(algorithm="genkidama", learning_rate_schedule="constant", exchange_period=2)
-    genkidama.work(one, one, one, one, Config(**settings, pull_period=pull_period), 1.0)
-    assert one.played == [max(at for at in pulled_after if at <= done) for done in range(20)]
-    assert one.pushed == [(0, 0), (2, 10), (2, 10)]  # each exchange after 2 episodes of 5 updates
+    link = Link(num_exchanges=2)
+    member = Member(link, Config(**settings, pull_period=pull_period))
+    genkidama.work(member)
+    assert member.agent.played == [max(at for at in pulled_after if at <= n) for n in range(20)]
+    assert link.pushed == [(0, 0), (2, 10), (2, 10)]  # each exchange after 2 episodes of 5 updates
 
 
 @pytest.mark.mpi

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from analysis.cells import best_group, evaluated, read
 from analysis.genkidama_exchange import JOBS, cells, label, main, megabytes, write
+from analysis.runs import best_group, evaluated
 from mpi_rl.config import Config
-from mpi_rl.runfile import Run, read_run, write_run
+from mpi_rl.errors import UserError
+from mpi_rl.records.runfile import Run
 
 GROUPS = dict(algorithm="genkidama", num_workers=8, group_size=4, learning_rate_schedule="constant")
 KINDS = ["periodic", "group 0", "group 1", "last"]
@@ -94,28 +95,7 @@ def test_tables_and_a_picture_are_written(tmp_path):
 def test_what_is_not_evaluated_is_said_in_one_line(tmp_path):
     unplayed = run(1, [[1]] * 4)
     unplayed.evaluations.clear()
-    with pytest.raises(ValueError, match=r"exchange\[1\]: not evaluated: python -m mpi_rl"):
+    with pytest.raises(UserError, match=r"exchange\[1\]: not evaluated: python -m mpi_rl"):
         evaluated(unplayed)
     result = CliRunner().invoke(main, [str(tmp_path / "none.h5")])
     assert result.exit_code == 2 and "no such run file" in result.output
-
-
-def test_runs_that_do_not_belong_together_are_refused(tmp_path):
-    from tests.records import recorder
-
-    recorder(tmp_path / "a.h5").finish("complete")
-    with pytest.raises(ValueError, match="no run of other in these files"):
-        read([tmp_path / "a.h5"], ["other"])
-    assert len(read([tmp_path / "a.h5"], ["test"])) == 1
-    (tmp_path / "b.h5").write_bytes((tmp_path / "a.h5").read_bytes())
-    with pytest.raises(ValueError, match=r"b.h5: test\[0\] is in another file, too"):
-        read([tmp_path / "a.h5", tmp_path / "b.h5"], ["test"])
-    one = read_run(tmp_path / "a.h5")
-    one.attributes["index"] = 1
-    for count, name, run in ((5, "b.h5", one), (6, "a.h5", read_run(tmp_path / "a.h5"))):
-        shape = len(run.snapshot_params), count
-        played = {"returns": np.zeros(shape), "lengths": np.zeros(shape, int), "seed": np.zeros(1)}
-        run.evaluations["sampled"] = played
-        write_run(tmp_path / name, run)
-    with pytest.raises(ValueError, match=r"\(test\[0\] 6, test\[1\] 5\): must be equal"):
-        read([tmp_path / "a.h5", tmp_path / "b.h5"], ["test"])

@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from analysis.cells import probability_of_improvement
-from analysis.genkidama_tables import (
-    a3c_cells,
-    cell,
-    choices,
-    genkidama_cells,
-    main,
-    write,
-)
-from mpi_rl.runfile import Run
+from analysis.genkidama_tables import a3c_cells, choices, genkidama_cells, main, write
+from analysis.runs import cell
+from analysis.tables import row
+from mpi_rl.errors import UserError
+from mpi_rl.records.runfile import Run
 
 
 def run(seed, returns, versions=(4000,), kinds=("group 0",), **settings):
@@ -44,7 +39,7 @@ def test_cells_hold_the_runs_of_their_setting_in_the_order_of_seeds():
     first, second, *others = a3c_cells(runs)
     assert first.returns.tolist() == [110, 260] and first.thesis == (255.9, 36.9)
     assert second.returns.tolist() == [8] and not any(len(other.returns) for other in others)
-    label, thesis, mean, solved, seeds = first.row()
+    label, thesis, mean, solved, seeds = row(first)
     assert (label, thesis, seeds) == (
         "A3C, 8 cores, gamma .999, batch 120",
         "255.9 ± 36.9",
@@ -99,11 +94,6 @@ def test_a_file_from_before_a_setting_was_introduced_had_its_default():
     assert learnt.returns.tolist() == [5]  # the default
 
 
-def test_probability_of_improvement_equals_hand_numbers():
-    one, other = np.array([3.0, 5.0]), np.array([1.0, 3.0, 6.0])
-    assert probability_of_improvement(one, other) == (1 + 0.5 + 0 + 1 + 1 + 0) / 6
-
-
 def test_tables_and_figures_are_written_with_and_without_runs(tmp_path):
     rng = np.random.default_rng(0)
     runs = [run(seed, rng.normal(200 + seed, 30, (1, 50))) for seed in (1, 2, 3)]
@@ -123,9 +113,9 @@ def test_tables_and_figures_are_written_with_and_without_runs(tmp_path):
 def test_what_is_not_evaluated_is_said_in_one_line(tmp_path):
     unplayed = run(1, [[1]])
     unplayed.evaluations.clear()
-    with pytest.raises(ValueError, match=r"thesis\[1\]: not evaluated: python -m mpi_rl evaluate"):
+    with pytest.raises(UserError, match=r"thesis\[1\]: not evaluated: python -m mpi_rl evaluate"):
         cell("", None, [unplayed])
-    with pytest.raises(ValueError, match="evaluated in part"):
+    with pytest.raises(UserError, match="evaluated in part"):
         cell("", None, [run(1, [[1, np.nan]])])
     result = CliRunner().invoke(main, [str(tmp_path / "none.h5")])
     assert result.exit_code == 2 and "no such run file" in result.output

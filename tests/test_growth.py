@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpi_rl.config import Config
-from mpi_rl.growth import EpisodeDuration, Observed, Schedule, Throughput, growth
+from mpi_rl.server.growth import EpisodeDuration, Observed, Schedule, Throughput, growth
 
 
 def push(step=0, wall_time_s=0.0, num_active=1, learned_steps=10, staleness=0, durations=()):
@@ -12,7 +12,7 @@ def push(step=0, wall_time_s=0.0, num_active=1, learned_steps=10, staleness=0, d
 
 
 def test_without_a_policy_all_workers_are_wanted():
-    policy = growth(vars(Config()), 8)
+    policy = growth(Config(), 8)
     policy.observe(push(durations=[1000.0]))
     assert policy.wanted == 8 and policy.state.tolist() == [8]
 

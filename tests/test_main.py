@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from mpi_rl.config import Config
-from mpi_rl.envs import env_spec
-from mpi_rl.runfile import read_run
+from mpi_rl.envs.make import env_spec
+from mpi_rl.records.runfile import read_run
 from tests.ranks import ROOT, mpi_rl, mpirun
 from tests.records import recorder
 
@@ -50,7 +50,6 @@ def listing(folder):
         (3, ["--num-workers", 1], "3 ranks give 2 worker(s), but job smoke has num_workers = 1"),
         (3, ["--num-workers", 7], "mpirun -n 8"),
         (3, ["--hidden-sizes", "12,x"], "must be whole numbers with commas"),
-        (3, ["--output", "/proc/nowhere/run.h5"], "output folder '/proc/nowhere' is not writable"),
         (3, ["--transport", "pigeon"], "'pigeon' is not one of"),
     ],
 )
@@ -73,13 +72,60 @@ def test_unusable_job_files_are_one_line(tmp_path):
         assert result.returncode == 2 and message in result.stderr
 
 
+def assert_cannot_write(result, path):
+    """One line that names ``path``, and status 74."""
+    assert result.returncode == os.EX_IOERR, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mpi_rl:")]
+    assert len(lines) == 1 and f"{path}: cannot be written (" in lines[0], result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.mpi
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     # /sys is writable for nobody, not even for root, who may write to any ordinary folder.
     folder = "/sys/kernel" if os.geteuid() == 0 else "/etc"
-    result = mpirun(3, "train", SMOKE, "--output", f"{folder}/run.h5", cwd=tmp_path)
-    assert result.returncode == 2 and "is not writable" in result.stderr
-    assert "Traceback" not in result.stderr
+    for path in (f"{folder}/run.h5", "/proc/nowhere/run.h5"):
+        result = mpirun(3, "train", SMOKE, "--output", path, cwd=tmp_path)
+        assert_cannot_write(result, path)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, output",
+    [
+        (("record", "RUN", "--max-steps", 5), "file/play.gif"),
+        (("collect", SMOKE), "file/smoke.h5"),
+        (("bench", "server", "--job", SMOKE), "file/bench.h5"),
+    ],
+)
+def test_every_command_answers_a_file_that_cannot_be_written(finished, tmp_path, words, output):
+    (tmp_path / "file").write_text("no folder")
+    words = [finished if word == "RUN" else word for word in words]
+    result = mpi_rl(*words, "--output", output, cwd=tmp_path)
+    assert_cannot_write(result, output)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.mpi
+def test_evaluations_that_find_no_space_are_one_line_and_the_file_stands(finished, tmp_path):
+    path = tmp_path / "run.h5"
+    path.write_bytes(finished.read_bytes())
+    words = ("full", "evaluate", path, "--episodes", 2)
+    result = mpirun(2, *words, cwd=tmp_path, program=(ROOT / "tests" / "faults.py",))
+    assert_cannot_write(result, path)
+    assert "(No space left on device); what it held is kept" in result.stderr
+    assert path.read_bytes() == finished.read_bytes() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("num_ranks, words", [(1, ("list", SMOKE)), (3, ("train", SMOKE))])
+def test_a_mistake_of_our_own_keeps_its_traceback(tmp_path, num_ranks, words):
+    program = (ROOT / "tests" / "faults.py",)
+    result = mpirun(num_ranks, "mistake", *words, cwd=tmp_path, program=program)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "ValueError: a mistake of our own" in result.stderr and "mpi_rl:" not in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.mpi
@@ -134,9 +180,9 @@ def test_a_dry_run_says_where_the_run_stands(tmp_path):
 
     assert stands() == "new: results/lunar_lander/0.h5, step 0 of 2,000,000 steps\n"
     path = tmp_path / "run.h5"
-    settings = {**vars(Config(env="CartPole-v1", total_steps=2000)), "num_workers": 2}
-    record = recorder(path, **settings)
-    spec = env_spec(settings)
+    config = Config(env="CartPole-v1", total_steps=2000, num_workers=2)
+    record = recorder(path, **vars(config))
+    spec = env_spec(config)
     record.attributes.update(env_spec=spec.to_json(), env_spec_hash=spec.hash())
     arguments = ("--env", "CartPole-v1", "--total-steps", 2000, "--output", path)
     for status in ("running", "checkpointed"):
@@ -173,7 +219,7 @@ def test_ranks_that_mpi_does_not_see_are_refused_in_one_line(tmp_path, variables
 @pytest.mark.mpi
 def test_a_job_file_or_an_option_alone_means_train(tmp_path):
     result = mpirun(3, SMOKE, "--output", "a b/run.h5", cwd=tmp_path)
-    assert result.returncode == 0 and "learning_curves 'a b/run.h5'" in result.stdout
+    assert result.returncode == 0 and "-m mpi_rl plot 'a b/run.h5'" in result.stdout
     result = mpirun(1, "--index", 3, cwd=tmp_path)
     assert result.returncode == 2 and "index = 3: job lunar_lander has 1 run" in result.stderr
 
@@ -247,6 +293,13 @@ def test_record_refuses_what_it_cannot_play(finished, tmp_path):
         unknown.returncode == 2 and "snapshot = '7'" in unknown.stderr and "last" in unknown.stderr
     )
     assert mpi_rl("record", "none.h5", cwd=tmp_path).returncode == 2
+    for words, message in (
+        ((finished, "--output", "play.mp4"), "output = 'play.mp4': must be a picture that moves"),
+        ((tmp_path, "--output", "play.gif"), f"{tmp_path}: not a readable run file"),
+    ):
+        result = mpi_rl("record", *words, cwd=tmp_path)
+        assert result.returncode == 2 and message in result.stderr
+        assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -3,11 +3,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
-from mpi_rl import fused
-from mpi_rl.agent import make_network
-from mpi_rl.losses import actor_critic_loss
-from mpi_rl.networks import NetworkSpec, initial_params, layers, num_params, views
+from mpi_rl.compiled import kernels
+from mpi_rl.learning.losses import actor_critic_loss
+from mpi_rl.networks.layers import initial_params, layers, num_params, views
+from mpi_rl.networks.make import make_network
+from mpi_rl.networks.network import NetworkSpec
 from tests.reference import Reference
 
 
@@ -57,7 +59,7 @@ def observations(this, *shape, seed=0):
     if this.network == "mlp":
         return rng.normal(size=(*shape, 3)).astype(np.float32)
     pictures = rng.integers(256, size=(*shape, *this.observation_shape), dtype=np.uint8)
-    # Rows are black, lit in a pixel or two, or all lit: conv.c skips what is black.
+    # Rows are black, lit in a pixel or two, or all lit: convnet.c skips what is black.
     lit = rng.choice([0, 0.02, 1], size=(*pictures.shape[:-1], 1))
     return pictures * (rng.random(pictures.shape) < lit)
 
@@ -74,7 +76,8 @@ def gradients(this, num_times, num_envs, played=3):
     actions = rng.integers(this.num_actions, size=(played, num_envs))
     returns = rng.normal(size=(played, num_envs)).astype(np.float32)
     _, by_logits, by_values = actor_critic_loss(logits, values, actions, returns, 0.05, 0.25)
-    network.backward(by_logits, by_values)
+    rows = slice(values.size)
+    network.backward(rows, by_logits.reshape(values.size, -1), by_values.ravel())
     reference = Reference(this, params)
     expected = [x.detach().numpy() for x in reference(seen.reshape(-1, *this.observation_shape))]
     _, expected_grads = reference.gradient(seen, actions, returns, 0.05, 0.25)
@@ -86,8 +89,8 @@ def gradients(this, num_times, num_envs, played=3):
 @pytest.mark.parametrize("num_envs", [1, 4])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_outputs_and_gradient_equal_autograds(this, num_envs, compiled, monkeypatch):
-    assert fused.AVAILABLE, "conv.c was not built when the package was installed"
-    monkeypatch.setattr(fused, "AVAILABLE", compiled)
+    assert kernels.AVAILABLE, "convnet.c was not built when the package was installed"
+    monkeypatch.setattr(kernels, "AVAILABLE", compiled)
     (*ours, grads), (*expected, expected_grads) = gradients(this, 5, num_envs)
     for one, other in zip(ours, expected):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
@@ -100,16 +103,16 @@ def test_outputs_and_gradient_equal_autograds(this, num_envs, compiled, monkeypa
 @pytest.mark.parametrize("this", SPECS, ids=lambda this: f"{this.network}-{this.activation}")
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_copy_bound_to_other_vectors_computes_with_those(this, compiled, monkeypatch):
-    monkeypatch.setattr(fused, "AVAILABLE", compiled)
+    monkeypatch.setattr(kernels, "AVAILABLE", compiled)
     seen, rng = observations(this, 2, 3), np.random.default_rng(4)
     above = [
-        rng.normal(size=(2, 3, *shape)).astype(np.float32) for shape in ((this.num_actions,), ())
+        rng.normal(size=(6, *shape)).astype(np.float32) for shape in ((this.num_actions,), ())
     ]
 
     def played(network):
         logits = [network.logits(time, seen[time]).copy() for time in range(2)]
         values = np.array(network.values(0, 2))
-        network.backward(*above)
+        network.backward(slice(6), *above)
         return *logits, values
 
     vectors = [initial_params(this, seed) for seed in (1, 2)]
@@ -126,6 +129,33 @@ def test_a_copy_bound_to_other_vectors_computes_with_those(this, compiled, monke
         np.testing.assert_array_equal(grads, expected)
 
 
+@pytest.mark.parametrize("this", SPECS, ids=lambda this: f"{this.network}-{this.activation}")
+@pytest.mark.parametrize("rows", [slice(2, 9), [7, 0, 11, 3], [5]], ids=str)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_any_rows_of_what_was_seen_can_be_learned(this, rows, compiled, monkeypatch):
+    monkeypatch.setattr(kernels, "AVAILABLE", compiled)
+    rows = np.array(rows) if isinstance(rows, list) else rows
+    params, rng = initial_params(this, 1), np.random.default_rng(5)
+    grads = np.full_like(params, np.nan)
+    network, seen = make_network(this, params, grads, 5, 3), observations(this, 4, 3)
+    for time in range(4):
+        network.logits(time, seen[time])
+    np.testing.assert_array_equal(network.observations[:4], seen)
+    params *= 1.5  # since it was acted on
+    outputs, chosen = network.forward(rows), seen.reshape(-1, *this.observation_shape)[rows]
+    above = [rng.normal(size=output.shape).astype(np.float32) for output in outputs]
+    reference = Reference(this, params)
+    expected = reference(chosen)
+    for one, other in zip(outputs, expected):
+        np.testing.assert_allclose(one, other.detach().numpy(), rtol=1e-4, atol=1e-5)
+    loss = sum((one * torch.from_numpy(other)).sum() for one, other in zip(expected, above))
+    expected = torch.autograd.grad(loss, reference.network.tensors)
+    expected = np.concatenate([grad.numpy().ravel() for grad in expected])
+    network.backward(rows, *above)
+    np.testing.assert_allclose(grads, expected, atol=0.01 * np.abs(expected).max())
+    assert np.linalg.norm(grads - expected) < 5e-3 * np.linalg.norm(expected)
+
+
 def test_a_rollout_allocates_nothing_of_the_parameters_size():
     this = atari("atari_2013")
     params = initial_params(this, 1)
@@ -135,7 +165,7 @@ def test_a_rollout_allocates_nothing_of_the_parameters_size():
     for time in range(2):
         network.logits(time, seen[time])
     network.values(0, 2)
-    network.backward(np.ones((2, 2, 6), np.float32), np.ones((2, 2), np.float32))
+    network.backward(slice(4), np.ones((4, 6), np.float32), np.ones(4, np.float32))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 0 < most < params.nbytes / 10

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpi_rl import inspect
-from mpi_rl.inspect import summary, verify_run
-from mpi_rl.runfile import KILLED, read_run
+from mpi_rl.commands.inspect import summary, verify_run
+from mpi_rl.records.moves import moves as workers_moves
+from mpi_rl.records.runfile import KILLED, read_run
 from tests.ranks import family, finish, kill, mpirun, rank, start, wait_for
 
 pytestmark = pytest.mark.mpi
@@ -45,7 +45,7 @@ def test_workers_join_leave_and_join_again(tmp_path, transport):
     assert 1 in active[(steps > 9000) & (steps < 12000)]
     told = summary(tmp_path / "run.h5")
     assert "schedule, 2 workers at first; join" in told and "more, leave" in told
-    changed = [kind for kind in run.tables["events"]["kind"][inspect.moves(run)]]
+    changed = [kind for kind in run.tables["events"]["kind"][workers_moves(run)]]
     assert changed == ["join"] * 3 + ["leave"] * 4 + ["join"] * 2
 
 

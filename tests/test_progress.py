@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from mpi_rl.progress import Progress, Moment, plain_line, time_left
+from mpi_rl.server.progress import Moment, Progress, plain_line, time_left
 
 
 def moment(**changes):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from mpi_rl.inspect import summary, verify_run
-from mpi_rl.recorder import RESUMED
-from mpi_rl.runfile import read_run
+from mpi_rl.commands.inspect import summary, verify_run
+from mpi_rl.records.runfile import read_run
+from mpi_rl.server.recorder import RESUMED
 from tests.records import header, recorder
 
 
@@ -36,7 +36,7 @@ def test_intervals_hold_means_over_their_updates(tmp_path):
 def test_an_interval_may_have_reports_only(tmp_path):
     record = recorder(tmp_path / "run.h5")
     for _ in range(4):
-        record.push(0, header(num_steps=30, policy_loss=5), 0.1, is_gradient=False)
+        record.push(0, header(num_steps=30, policy_loss=5), 0.1, is_update=False)
     record.write()
     intervals = read_run(record.path).tables["intervals"]
     assert intervals["step"].tolist() == [120] and intervals["version"].tolist() == [0]
@@ -55,7 +55,7 @@ def test_staleness_is_the_version_at_application_less_the_version_pulled(tmp_pat
         record.push(worker, header(version=pulled), 0.1)
     record.write()
     assert read_run(record.path).staleness.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 1]]
-    assert record.mean_staleness() == (0 + 1 + 2 + 2 + 2) / 5
+    assert record.tallies.mean_staleness() == (0 + 1 + 2 + 2 + 2) / 5
 
 
 def test_a_resumed_record_equals_an_uninterrupted_one(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mpi_rl.returns import n_step_returns, standardized
+from mpi_rl.learning.returns import n_step_returns, standardized
 
 
 def returns(

@@ -1,9 +1,13 @@
+import errno
+import os
+
 import h5py
 import numpy as np
 import pytest
 
-from mpi_rl.inspect import verify_run
-from mpi_rl.runfile import read_run, write_run
+from mpi_rl.commands.inspect import verify_run
+from mpi_rl.errors import CannotWrite, UserError
+from mpi_rl.records.runfile import read_run, write_run
 from tests.records import header, recorder
 
 
@@ -30,7 +34,7 @@ def test_a_column_that_an_older_file_lacks_is_zeros_and_any_other_is_missed(path
     assert run.tables["workers"]["num_dropped"].tolist() == [0, 0] and verify_run(path) == []
     with h5py.File(path, "a") as file:
         del file["workers/num_pushes"]
-    with pytest.raises(ValueError, match="not a readable run file"):
+    with pytest.raises(UserError, match="not a readable run file"):
         read_run(path)
 
 
@@ -44,7 +48,7 @@ def test_a_written_run_reads_back_and_verifies(path):
     assert run.episodes["episode_length"].tolist() == [5, 7] * 30
     assert run.tables["intervals"]["step"].tolist() == list(range(100, 1501, 100))
     assert run.staleness.tolist() == [[15, 0], [0, 15]]  # every second push was one update late
-    assert run.config["n_steps"] == 50 and run.state["params"].shape == (3,)
+    assert run.config.n_steps == 50 and run.state["params"].shape == (3,)
     assert verify_run(path) == []
 
 
@@ -120,14 +124,26 @@ def test_unreadable_files_are_named(tmp_path, path):
         (other, "its schema is None"),
         (tmp_path / "none.h5", "no such run file"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             read_run(bad)
         assert len(verify_run(bad)) == 1
     for version, message in ((99, "version 99 is newer"), (1, "version 1 is older")):
         with h5py.File(path, "r+") as file:
             file.attrs["schema_version"] = version
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             read_run(path)
+
+
+def test_a_file_that_cannot_be_replaced_is_named_and_stands(path, monkeypatch):
+    before, run = path.read_bytes(), read_run(path)
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CannotWrite, match=r"run.h5: cannot be written \(No space .* is kept"):
+        write_run(path, run)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_a_failing_write_leaves_the_old_file_whole(path, monkeypatch):

@@ -6,15 +6,21 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from mpi_rl.algorithms.a3c import A3C
+from mpi_rl.algorithms.genkidama import GENKIDAMA
+from mpi_rl.commands.inspect import verify_run
 from mpi_rl.config import Config
-from mpi_rl.growth import growth
-from mpi_rl.inspect import verify_run
-from mpi_rl.progress import Progress
-from mpi_rl.runfile import CannotWrite, read_run
-from mpi_rl.server import WorkerFailed, WorkersSilent, serve
-from mpi_rl.transport import Command, Kind
-from mpi_rl.updates import Mixing, make_update_rule
-from tests.records import header, recorder
+from mpi_rl.errors import CannotWrite
+from mpi_rl.learning.update_rules import clipping
+from mpi_rl.records.runfile import read_run
+from mpi_rl.server.base_rule import GradientRule, Outcome
+from mpi_rl.server.growth import growth
+from mpi_rl.server.loop import WorkerFailed, WorkersSilent, serve
+from mpi_rl.server.progress import Progress
+from mpi_rl.transport.messages import Command, Kind
+from mpi_rl.transport.slots import Slot
+from mpi_rl.transport.waiting import Backoff
+from tests.records import header, recorder_of
 
 CONFIG = Config(
     env="CartPole-v1",
@@ -29,17 +35,22 @@ CONFIG = Config(
 class ScriptedLink:
     """Workers that push a gradient of ones again and again, in turns given by ``order``."""
 
-    bell = None
-
     def __init__(self, num_workers, order, num_params=2):
-        self.num_workers, self._order = num_workers, iter(order)
-        self._headers = [
-            header(kind=Kind.JOIN, num_steps=0, rng_state=np.arange(1, 7))
-            for _ in range(num_workers)
-        ]
-        self._grads = [np.ones(num_params, np.float32) for _ in range(num_workers)]
-        self._params = self._grads  # as where memory is shared: a reply is written over them
+        self._order = iter(order)
+        self.slots = [Slot(num_params, 8) for _ in range(num_workers)]
+        for slot in self.slots:  # as where memory is shared: a reply is written over them
+            slot.share(slot.halves)
+            slot.grads[:] = 1
+            self._say(slot, kind=Kind.JOIN, num_steps=0, rng_state=np.arange(1, 7))
         self.replies, self.hurried_after = [], None
+
+    def _say(self, slot, **values):
+        said = header(**values)
+        for name in said.dtype.names:
+            slot.header[name] = said[name]
+
+    def backoff(self):
+        return Backoff()
 
     def hurry(self):
         if self.hurried_after is None:
@@ -49,19 +60,11 @@ class ScriptedLink:
         turn = next(self._order)
         return [] if turn is None else turn
 
-    def header(self, worker):
-        return self._headers[worker]
-
-    def grads(self, worker):
-        return self._grads[worker]
-
-    def params(self, worker):
-        return self._params[worker]
-
-    def reply(self, worker, version, command, rng_state=None):
-        self.replies.append((worker, self._params[worker].copy(), version, command))
-        self._grads[worker][:] = 1
-        self._headers[worker] = header(version=version, num_steps=10, grad_norm=2**0.5)
+    def reply(self, worker, version, step, command, rng_state=None):
+        slot = self.slots[worker]
+        self.replies.append((worker, slot.answer.copy(), version, command))
+        slot.answer[:] = 1
+        self._say(slot, version=version, num_steps=10, grad_norm=2**0.5)
 
 
 class Hours:
@@ -74,27 +77,22 @@ class Hours:
         return self.now
 
 
-def all_of(link):
-    return growth(dataclasses.asdict(CONFIG), link.num_workers)
-
-
 def run(tmp_path, link, stop_requested=lambda: ""):
-    params = np.zeros(2, np.float32)
-    applied = []
+    params, applied = np.zeros(2, np.float32), []
+    policy = growth(CONFIG, len(link.slots))
+    rule = A3C.rule(CONFIG, params, link.slots, range(len(link.slots)))
+    push = rule.push
 
-    class Rule:
-        def start(self, worker):
-            return params
+    def noted(pushed):
+        scale = clipping(float(pushed.header["grad_norm"]), CONFIG.max_grad_norm)
+        grads = scale * link.slots[pushed.worker].grads
+        applied.append((pushed.worker, pushed.learning_rate, grads))
+        return push(pushed)
 
-        def __call__(self, grads, reply, learning_rate, scale, worker):
-            applied.append((worker, learning_rate, scale * grads))
-            params[:] -= learning_rate * scale * grads
-            reply[:] = params
-
-    record = recorder(tmp_path / "run.h5", link.num_workers, params, **dataclasses.asdict(CONFIG))
-    groups = range(link.num_workers)
+    rule.push = noted
+    record = recorder_of(tmp_path / "run.h5", rule, policy)
     with Progress("test") as progress:
-        serve(link, Rule(), record, progress, CONFIG, all_of(link), groups, stop_requested)
+        serve(link, rule, record, progress, policy, stop_requested)
     return params, applied, record
 
 
@@ -111,14 +109,66 @@ def test_each_push_is_applied_once_and_answered_with_the_newest_parameters(tmp_p
 
 
 def test_members_of_a_group_start_with_its_parameters(tmp_path):
-    link, params = ScriptedLink(4, [[0, 1, 2, 3]]), np.full(2, 7, np.float32)
-    rule = Mixing(params, 0.5, 0.5, [0, 0, 1, 1])
+    link, config = ScriptedLink(4, [[0, 1, 2, 3]]), Config(algorithm="genkidama", num_workers=4)
+    rule = GENKIDAMA.rule(config, np.full(2, 7, np.float32), link.slots, [0, 0, 1, 1])
     rule.statistics["group_params"][:] = [[1, 2], [3, 4]]  # as a resumed run has them
-    record = recorder(tmp_path / "run.h5", 4, params, rule.statistics, [0, 0, 1, 1])
+    policy = growth(config, 4)
+    record = recorder_of(tmp_path / "run.h5", rule, policy)
     with Progress("test") as progress, pytest.raises(StopIteration):
-        serve(link, rule, record, progress, CONFIG, all_of(link), [0, 0, 1, 1], lambda: "")
+        serve(link, rule, record, progress, policy, lambda: "")
     sent = [reply[1].tolist() for reply in link.replies]
     assert sent == [[1, 2], [1, 2], [3, 4], [3, 4]]
+
+
+class Rounds(GradientRule):
+    """The simplest synchronous rule: one update per round by the mean of all gradients."""
+
+    def __init__(self, *run):
+        super().__init__(*run)
+        self._waiting, self._round = set(), set()
+
+    def push(self, push):
+        self._round = self._round or set(push.active)  # who joins later is in the next one
+        self._waiting.add(push.worker)
+        if not self._round <= self._waiting:
+            return Outcome((), is_update=False)
+        answered, self._waiting, self._round = sorted(self._waiting), set(), set()
+        mean = np.mean([self.slots[worker].grads for worker in answered], axis=0)
+        self.params -= push.learning_rate * mean
+        for worker in answered:
+            np.copyto(self.slots[worker].answer, self.params)
+        return Outcome(answered)
+
+
+def test_a_rule_may_answer_nobody_until_all_have_pushed(tmp_path):
+    config = dataclasses.replace(CONFIG, num_workers=3, learning_rate_schedule="constant")
+    order = [[0, 1], [1], None, [2], [0], [2], [1, 0], [2], [0, 1], [2], [1], [0], [2]]
+    link, policy = ScriptedLink(3, order), growth(config, 3)
+    rule = Rounds(config, np.zeros(2, np.float32), link.slots, range(3))
+    record = recorder_of(tmp_path / "run.h5", rule, policy)
+    with Progress("test") as progress:
+        serve(link, rule, record, progress, policy, lambda: "")
+    told = [(worker, params[0], version) for worker, params, version, _ in link.replies]
+    assert told[:2] == [(0, 0, 0), (1, 0, 0)]  # two have joined; one of them waits for the other
+    assert told[2:5] == [(2, 0, 0), (0, -1, 1), (1, -1, 1)]  # who has joined meanwhile is not in
+    assert told[5:8] == [(0, -2, 2), (1, -2, 2), (2, -2, 2)]
+    assert told[8:11] == [(0, -3, 3), (1, -3, 3), (2, -3, 3)]
+    commands = [command for *_, command in link.replies]
+    assert commands[-3:] == [Command.STOP] * 3 and Command.STOP not in commands[:-3]
+    run = read_run(record.path)
+    assert run.attributes["version"] == 4 and run.attributes["step"] == 110
+    assert run.staleness.sum() == 4 and run.staleness.shape[1] == 1  # none was stale
+
+
+def test_who_joins_in_a_runs_last_round_waits_for_nobody(tmp_path):
+    config = dataclasses.replace(CONFIG, num_workers=3, total_steps=20)
+    link, policy = ScriptedLink(3, [[0, 1], [0], [2], [1], [2]]), growth(config, 3)
+    rule = Rounds(config, np.zeros(2, np.float32), link.slots, range(3))
+    record = recorder_of(tmp_path / "run.h5", rule, policy)
+    with Progress("test") as progress:
+        serve(link, rule, record, progress, policy, lambda: "")
+    stopped = [worker for worker, *_, command in link.replies if command == Command.STOP]
+    assert stopped == [0, 1, 2]
 
 
 class ForgetfulLink(ScriptedLink):
@@ -126,9 +176,9 @@ class ForgetfulLink(ScriptedLink):
 
     count = peak = 0
 
-    def reply(self, worker, version, command, rng_state=None):
+    def reply(self, worker, version, step, command, rng_state=None):
         self.count += 1
-        self._headers[worker] = header(version=version, num_steps=10, grad_norm=1000.0)
+        self._say(self.slots[worker], version=version, num_steps=10, grad_norm=1000.0)
         if self.count == 3:
             tracemalloc.start()
         elif self.count == 9:
@@ -140,13 +190,13 @@ class ForgetfulLink(ScriptedLink):
 def test_serving_allocates_nothing_of_the_parameters_size(tmp_path, update_rule):
     link, params = ForgetfulLink(1, [[0]] * 20, 10**6), np.zeros(10**6, np.float32)
     config = dataclasses.replace(CONFIG, update_rule=update_rule, momentum=0.9)
-    settings = dataclasses.asdict(config)
-    rule = make_update_rule(settings, params, 1)
-    record = recorder(tmp_path / "run.h5", 1, params, rule.statistics, **settings)
+    rule, policy = A3C.rule(config, params, link.slots, [0]), growth(config, 1)
+    record = recorder_of(tmp_path / "run.h5", rule, policy)
     with Progress("test") as progress:
-        serve(link, rule, record, progress, config, all_of(link), [0], lambda: "")
+        serve(link, rule, record, progress, policy, lambda: "")
     assert 0 < link.peak < params.nbytes / 10
-    np.testing.assert_array_equal(link._params[0], params)  # the reply, without a copy of its own
+    # The reply, without a copy of its own
+    np.testing.assert_array_equal(link.slots[0].answer, params)
 
 
 def test_a_run_shorter_than_a_look_still_tells_its_speed(tmp_path, capsys):
@@ -184,27 +234,27 @@ class GrowingLink(ScriptedLink):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self._headers = [header(kind=Kind.READY) for _ in range(self.num_workers)]
+        for slot in self.slots:
+            self._say(slot, kind=Kind.READY)
 
-    def reply(self, worker, version, command, rng_state=None):
-        kind = self._headers[worker]["kind"]
-        super().reply(worker, version, command, rng_state)
+    def reply(self, worker, version, step, command, rng_state=None):
+        slot = self.slots[worker]
+        kind = slot.header["kind"]
+        super().reply(worker, version, step, command, rng_state)
         if kind == Kind.READY:
-            self._headers[worker] = header(kind=Kind.JOIN, rng_state=np.arange(1, 7) + worker)
+            self._say(slot, kind=Kind.JOIN, rng_state=np.arange(1, 7) + worker)
         if command == Command.PARK:
-            self._headers[worker] = header(kind=Kind.READY)
+            self._say(slot, kind=Kind.READY)
 
 
 def run_growing(tmp_path, order, workers, stop_requested=lambda: "", **settings):
     config = dataclasses.replace(CONFIG, num_workers=workers, **settings)
-    values, params = dataclasses.asdict(config), np.zeros(2, np.float32)
-    link, rule = GrowingLink(workers, order), make_update_rule(values, params, workers)
-    policy = growth(values, workers)
-    path, state = tmp_path / "run.h5", policy.state
-    record = recorder(path, workers, params, rule.statistics, growth_state=state, **values)
+    link, policy = GrowingLink(workers, order), growth(config, workers)
+    rule = A3C.rule(config, np.zeros(2, np.float32), link.slots, range(workers))
+    record = recorder_of(tmp_path / "run.h5", rule, policy)
     with Progress("test") as progress:
-        serve(link, rule, record, progress, config, policy, range(workers), stop_requested)
-    return link, read_run(path)
+        serve(link, rule, record, progress, policy, stop_requested)
+    return link, read_run(record.path)
 
 
 GROWING = dict(growth="schedule", initial_workers=1, growth_steps=(30, 60), growth_workers=(3, 2))
@@ -272,17 +322,18 @@ def test_the_step_size_is_divided_by_the_staleness(tmp_path):
 
 def test_gradients_are_clipped_to_the_norm(tmp_path):
     link = ScriptedLink(1, [[0]] * 12)
-    link._grads[0] = np.ones(2, np.float32)
     reply = link.reply
 
     def reply_with_long_gradients(worker, *arguments):
         reply(worker, *arguments)
-        link._grads[worker][:] = 30, 40
-        link._headers[worker]["grad_norm"] = 50
+        link.slots[worker].grads[:] = 30, 40
+        link.slots[worker].header["grad_norm"] = 50
 
     link.reply = reply_with_long_gradients
-    _, applied, _ = run(tmp_path, link)
-    np.testing.assert_allclose(applied[0][2], [1.2, 1.6], rtol=1e-6)
+    run(tmp_path, link)
+    _, first, second = (params for _, params, *_ in link.replies[:3])
+    np.testing.assert_allclose(first, [-1.2, -1.6], rtol=1e-6)  # a norm of 2, and a rate of 1
+    np.testing.assert_allclose(second - first, [-1.08, -1.44], rtol=1e-6)  # and of 0.9
 
 
 def test_a_failed_worker_ends_the_run(tmp_path):
@@ -292,7 +343,7 @@ def test_a_failed_worker_ends_the_run(tmp_path):
     def reply_then_fail(worker, *arguments):
         reply(worker, *arguments)
         if worker == 1:
-            link._headers[1]["kind"] = Kind.FAILED
+            link.slots[1].header["kind"] = Kind.FAILED
 
     link.reply = reply_then_fail
     with pytest.raises(WorkerFailed, match=r"worker 1 \(rank 2\) failed"):
@@ -300,7 +351,7 @@ def test_a_failed_worker_ends_the_run(tmp_path):
 
 
 def test_workers_that_do_not_answer_a_stop_are_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("mpi_rl.server.perf_counter", Hours())
+    monkeypatch.setattr("mpi_rl.server.loop.perf_counter", Hours())
     link = ScriptedLink(3, [[0, 1, 2], [0]] + [[]] * 100)
     with pytest.raises(WorkersSilent, match=r"no answer from rank\(s\) 2, 3 in 20 s"):
         run(tmp_path, link, lambda: "SIGUSR1" if len(link.replies) >= 3 else "")
@@ -315,7 +366,7 @@ def test_a_record_that_cannot_be_written_stops_every_worker_first(tmp_path, monk
     def full(path, run):
         raise CannotWrite("no space")
 
-    monkeypatch.setattr("mpi_rl.recorder.write_run", full)
+    monkeypatch.setattr("mpi_rl.server.recorder.write_run", full)
     link = ScriptedLink(2, [[0], [1]])
     with pytest.raises(CannotWrite, match="no space"):
         run(tmp_path, link)
@@ -330,8 +381,8 @@ def test_who_waits_for_silent_workers_gives_up_also_when_nothing_can_be_written(
     def full(path, run):
         raise CannotWrite("no space")
 
-    monkeypatch.setattr("mpi_rl.recorder.write_run", full)
-    monkeypatch.setattr("mpi_rl.server.perf_counter", Hours())
+    monkeypatch.setattr("mpi_rl.server.recorder.write_run", full)
+    monkeypatch.setattr("mpi_rl.server.loop.perf_counter", Hours())
     with pytest.raises(WorkersSilent, match=r"rank\(s\) 2, 3 in 20 s") as raised:
         run(tmp_path, ScriptedLink(3, [[0]] + [[]] * 100))
     assert "no space" in str(raised.value.__cause__)

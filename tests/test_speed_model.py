@@ -14,7 +14,8 @@ from analysis.speed_model import (
     times_of,
     write,
 )
-from mpi_rl.runfile import read_run
+from mpi_rl.errors import UserError
+from mpi_rl.records.runfile import read_run
 from tests.records import header, recorder
 
 
@@ -59,8 +60,8 @@ def made(path, workers, env_s=0.008, seed=1, cpu_s=0.008):
     record = recorder(path, workers, seed=seed, num_workers=workers, total_steps=10_000)
     record.join(0, np.zeros(6, np.uint64))
     for number in range(200):
-        phases = env_s, 0.0, 0.001, 0.0, 0.001, cpu_s
-        record.push(number % workers, header(version=number, phase_s=phases), 0.1)
+        phases = dict(env=env_s, act=0.0, learn=0.001, push=0.0, wait=0.001, cpu=cpu_s)
+        record.push(number % workers, header(version=number, **phases), 0.1)
         record.serve_time("update", 0.0005)
     record.finish("complete")
     return read_run(path)
@@ -73,7 +74,7 @@ def test_times_come_from_runs_with_one_worker(tmp_path):
     assert found.steps == 50 and found.stretch == 1
     both = made(tmp_path / "4.h5", 1), made(tmp_path / "5.h5", 2, cpu_s=0.010)
     assert times_of(both[:1], both[1:]).stretch == pytest.approx(1.25)
-    with pytest.raises(ValueError, match=r"test\[0\]: 2 workers: the model's times come from"):
+    with pytest.raises(UserError, match=r"test\[0\]: 2 workers: the model's times come from"):
         times_of([made(tmp_path / "3.h5", 2)])
 
 
@@ -99,14 +100,14 @@ def test_the_report_has_predictions_beside_measurements(tmp_path):
     (row,) = [line for line in text.splitlines() if line.endswith("| 2.10, 105 % |")]
     cells = row.split(" | ")
     assert cells[1] == modelled and cells[2].endswith(" %") and "6.90, 86 %" in text
-    with pytest.raises(ValueError, match="no run with one worker"):
+    with pytest.raises(UserError, match="no run with one worker"):
         write(runs[2:], tmp_path / "out")
 
 
 def test_a_run_too_short_to_measure_is_refused_in_words(tmp_path):
     run = made(tmp_path / "1.h5", 1)
     run.tables["intervals"] = {key: column[:2] for key, column in run.tables["intervals"].items()}
-    with pytest.raises(ValueError, match=r"test\[0\]: 2 interval\(s\): too short"):
+    with pytest.raises(UserError, match=r"test\[0\]: 2 interval\(s\): too short"):
         measured(run)
 
 

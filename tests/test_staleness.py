@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.staleness import distribution, write
-from mpi_rl.runfile import read_run
+from mpi_rl.records.runfile import read_run
 from tests.records import header, recorder
 
 
@@ -16,7 +16,8 @@ def made(path, seed, level, **settings):
     for number in range(40):
         late, version = number % 2, record.version
         head = header(version=max(0, version - 3 * late), returns=[level + seed], lengths=[50])
-        record.push(late, head, 5e-4, is_dropped=bool(0 < bound < 3 and late))
+        is_dropped = bool(0 < bound < 3 and late)
+        record.push(late, head, 5e-4, is_update=not is_dropped, is_dropped=is_dropped)
     record.attributes["index"] = seed + 10 * len(settings)
     record.write("complete")
     return read_run(path)
@@ -32,7 +33,7 @@ def runs(tmp_path):
 
 
 def test_staleness_is_counted_over_all_runs_and_workers(runs):
-    plain = [run for run in runs if run.config.get("max_staleness", 0) == 0]
+    plain = [run for run in runs if run.config.max_staleness == 0]
     # The very first late push can be one update old at most.
     assert distribution(plain).tolist() == [80, 4, 0, 76]
 

@@ -1,10 +1,11 @@
 """``mpi_rl submit``: the sbatch lines, held in golden files, and what they leave out."""
 
+import dataclasses
 import shutil
 
 import pytest
 
-from mpi_rl.submit import ranges, read_profile
+from mpi_rl.commands.submit import ranges, read_profile
 from tests.ranks import ROOT, mpi_rl
 from tests.records import recorder
 
@@ -30,15 +31,15 @@ def project(tmp_path, monkeypatch):
 
 def complete_run(project, job, index, **settings):
     """Leave a complete run of CartPole where ``job`` expects it."""
-    from mpi_rl.config import load_job
-    from mpi_rl.envs import env_spec
+    from mpi_rl.envs.make import env_spec
+    from mpi_rl.jobs import load_job
 
     config = load_job(str(project / "jobs" / f"{job}.toml")).config(index, {})
-    values = {**vars(config), **settings}
+    config = dataclasses.replace(config, **settings)
     path = project / "results" / job / f"{index}.h5"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = recorder(path, **values)
-    spec = env_spec(values)
+    record = recorder(path, **vars(config))
+    spec = env_spec(config)
     record.attributes.update(job=job, index=index, env_spec=spec.to_json())
     record.attributes["env_spec_hash"] = spec.hash()
     record.step = config.total_steps

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from mpi_rl.timing import advice, in_words, server_load, shares
-
-SETTINGS = dict(algorithm="a3c", envs_per_worker=1, network="mlp")
+from mpi_rl.config import Config
+from mpi_rl.records.timing import advice, in_words, server_load, shares
 
 
 def worker(cpu=None, **seconds):
@@ -29,12 +28,13 @@ def test_shares_are_of_all_workers_wall_time():
 
 def test_before_anything_is_measured_nothing_is_said():
     assert set(shares(worker()).values()) == {0.0} and server_load(server(0.0, 0.0)) == 0.0
-    assert advice(worker(), server(0.0, 0.0), SETTINGS) == ""
+    assert advice(worker(), server(0.0, 0.0), Config(), has_groups=False) == ""
 
 
 def test_members_of_a_group_wait_for_one_another():
     times = worker(env=5.0, wait=5.0)
-    assert advice(times, server(0.1, 0.9), {**SETTINGS, "algorithm": "genkidama"}) == ""
+    assert advice(times, server(0.1, 0.9), Config(), has_groups=True) == ""
+    assert advice(times, server(0.1, 0.9), Config(), has_groups=False)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,6 @@ def test_members_of_a_group_wait_for_one_another():
     ],
 )
 def test_advice_names_what_dominates(times, load, envs, network, words):
-    settings = {**SETTINGS, "envs_per_worker": envs, "network": network}
-    said = advice(times, server(load, 1 - load), settings)
+    config = Config(envs_per_worker=envs, network=network)
+    said = advice(times, server(load, 1 - load), config, has_groups=False)
     assert words in said and bool(said) == bool(words)

@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from mpi_rl.inspect import verify_run
-from mpi_rl.recorder import RESUMED
-from mpi_rl.runfile import read_run
+from mpi_rl.commands.inspect import verify_run
+from mpi_rl.records.runfile import read_run
+from mpi_rl.server.recorder import RESUMED
 from tests.ranks import MPIRUN, ROOT, environment, finish, kill, mpirun, rank, start, wait_for
 
 pytestmark = pytest.mark.mpi

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mpi_rl.transport import Slot, wait_until
+from mpi_rl.transport.slots import Slot
+from mpi_rl.transport.waiting import LOOKS, wait_until
 from tests.ranks import ROOT, mpirun
 
 
@@ -29,15 +30,31 @@ def test_workers_on_two_nodes_use_both_transports(tmp_path):
 
 def test_a_slots_views_share_its_memory_and_nothing_overlaps():
     memory = np.zeros(Slot(5, 2).num_bytes, np.uint8)
-    reply, params, header, grads = Slot(5, 2, memory).views()
+    slot = Slot(5, 2, memory)
+    reply, params, header, grads = slot.reply, slot.params, slot.header, slot.grads
     places = [(each.ctypes.data - memory.ctypes.data) % 4096 for each in (params, grads)]
     assert places == [3072, 3072]  # the server's own vectors are in the other quarters
     reply["rng_state"], header["episode_lengths"] = 2**64 - 1, -1
     params[:], grads[:] = 1, 2
-    again_reply, again_params, again_header, again_grads = Slot(5, 2, memory).views()
-    assert (again_params == 1).all() and (again_grads == 2).all()
-    assert (again_reply["rng_state"] == 2**64 - 1).all() and again_reply["version"] == 0
-    assert (again_header["episode_lengths"] == -1).all() and again_header["kind"] == 0
+    again = Slot(5, 2, memory)
+    assert (again.params == 1).all() and (again.grads == 2).all()
+    assert (again.reply["rng_state"] == 2**64 - 1).all() and again.reply["version"] == 0
+    assert (again.header["episode_lengths"] == -1).all() and again.header["kind"] == 0
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_halves_change_places_with_a_reply_where_memory_is_shared(is_shared):
+    slot = Slot(5, 2)
+    if is_shared:
+        slot.share(slot.halves)
+    for half in (0, 1, 0) if is_shared else (0, 0, 0):
+        assert slot.half == half
+        params, grads = slot.pairs[half]
+        assert params is slot.params and grads is slot.grads is not params
+        read, written = slot.exchanges[half]
+        assert read is grads and written is slot.answer is (grads if is_shared else params)
+        slot.turn()
+        assert slot.params is written  # what the server has written are the parameters now
 
 
 def test_with_shared_memory_only_the_records_travel():
@@ -47,7 +64,7 @@ def test_with_shared_memory_only_the_records_travel():
 
 
 def test_waiting_sleeps_longer_and_longer_up_to_a_limit(monkeypatch):
-    pauses, answers = [], iter([False] * 9 + [True])
+    pauses, answers = [], iter([False] * (LOOKS + 9) + [True])
     monkeypatch.setattr("time.sleep", pauses.append)
     wait_until(lambda: next(answers))
     assert pauses[:3] == [20e-6, 40e-6, 80e-6] and pauses[-2:] == [1e-3, 1e-3]

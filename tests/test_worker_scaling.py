@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from analysis.scaling_pictures import MIN_EPISODES, binned, deck
-from analysis.worker_scaling import write
-from mpi_rl.runfile import read_run
+from analysis.runs import MIN_EPISODES, binned
+from analysis.worker_scaling import deck, write
+from mpi_rl.errors import UserError
+from mpi_rl.records.runfile import read_run
 from tests.records import header, recorder
 
 LEVELS = {4: 10.0, 10: 300.0, 40: -5.0}
@@ -60,7 +61,7 @@ def test_tables_say_who_reached_what_and_when(flappy, tmp_path):
 
 
 def test_one_seed_has_no_intervals_and_no_tests(flappy, tmp_path):
-    runs = [run for run in flappy if run.config["seed"] == 1]
+    runs = [run for run in flappy if run.config.seed == 1]
     text = write(runs, tmp_path)[0].read_text()
     assert "| 10 workers over 40 workers | 1.00 | +30" in text
     assert "Friedman" not in text.split("## Scores")[1] and "Page" not in text.split("##")[-1]
@@ -103,13 +104,13 @@ def test_runs_that_are_not_complete_are_refused(flappy, tmp_path):
     record = recorder(tmp_path / "u.h5", 4, seed=9, env="FlappyBird-v0", num_workers=4)
     record.push(0, header(version=0, returns=[1.0, 2.0], lengths=[5, 5]), 0.1)
     record.write("checkpointed")
-    with pytest.raises(ValueError, match="checkpointed with 2 episodes: must be complete"):
+    with pytest.raises(UserError, match="checkpointed with 2 episodes: must be complete"):
         write([*flappy, read_run(record.path)], tmp_path)
 
 
 def test_runs_of_other_settings_are_not_dropped_silently(flappy, tmp_path):
     other = made(tmp_path / "o.h5", "FlappyBird-v0", 4, 9, 10.0, learning_rate=0.5)
-    with pytest.raises(ValueError, match="4 workers: runs of different settings"):
+    with pytest.raises(UserError, match="4 workers: runs of different settings"):
         write([*flappy, other], tmp_path)
 
 

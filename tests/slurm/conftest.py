@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mpi_rl.inspect import verify_run
-from mpi_rl.runfile import Run, read_run
+from mpi_rl.commands.inspect import verify_run
+from mpi_rl.records.runfile import Run, read_run
 from tests.ranks import ROOT, Result, mpi_rl
 from tests.slurm import testbed
 from tests.slurm.testbed import Testbed
@@ -83,8 +83,8 @@ class Project:
         run = read_run(self.path(name))
         assert verify_run(self.path(name)) == [] and run.attributes["status"] == "complete"
         workers, config = run.tables["workers"], run.config
-        rollouts = len(workers["node"]) * config["n_steps"] * config["envs_per_worker"]
-        assert 0 <= run.attributes["step"] - config["total_steps"] < rollouts
+        rollouts = len(workers["node"]) * config.n_steps * config.envs_per_worker
+        assert 0 <= run.attributes["step"] - config.total_steps < rollouts
         assert len(set(workers["node"])) >= num_nodes
         if num_nodes > 1:
             assert set(workers["transport"]) == {"window", "message"}

@@ -1,0 +1,97 @@
+"""What the server asks of an algorithm: what to do with a push, and whom to answer."""
+
+from collections.abc import Sequence, Set
+from typing import NamedTuple
+
+import numpy as np
+
+from mpi_rl.config import Config
+from mpi_rl.learning.update_rules import clipping, make_update_rule
+from mpi_rl.transport.slots import Slot
+
+
+class Push(NamedTuple):
+    """What a rule is told of a push; what was pushed lies in the worker's slot."""
+
+    worker: int
+    header: np.void
+    staleness: int  # updates since the worker's parameters were pulled
+    learning_rate: float  # of the run's step
+    active: Set[int]  # workers that have joined, and were not parked again nor told to stop
+
+
+class Outcome(NamedTuple):
+    """What a rule has done with a push."""
+
+    answered: Sequence[int]  # who is answered now: asynchronous rules name the sender
+    is_update: bool = True  # the parameters have changed: the version rises by one
+    is_dropped: bool = False  # what was pushed was not used, and never will be
+
+
+class Rule:
+    """The server's half of an algorithm.
+
+    It changes ``params``, (P,), in place, and writes to the slots of those whom it answers what
+    they are to go on with. Others' pushes stay in their slots. ``statistics`` are arrays that the
+    run file saves and restores in place; ``group_params``, (groups, P), is what groups have of
+    their own, if any.
+    """
+
+    statistics: dict[str, np.ndarray]
+
+    def __init__(
+        self, config: Config, params: np.ndarray, slots: Sequence[Slot], groups: Sequence[int]
+    ) -> None:
+        """Take the run's settings, the server's parameters, each worker's slot, and its group."""
+        self.config, self.params, self.slots, self.groups = config, params, slots, groups
+        self.statistics, self.group_params = {}, np.zeros((0, params.size), np.float32)
+
+    def start(self, worker: int) -> np.ndarray:
+        """Return the parameters that ``worker`` starts, or goes on, with."""
+        return self.params
+
+    def push(self, push: Push) -> Outcome:
+        """Take in what a worker has pushed."""
+        raise AssertionError("algorithms say how")
+
+
+class GradientRule(Rule):
+    """A rule whose workers push gradients, to be applied by the run's update rule."""
+
+    def __init__(
+        self, config: Config, params: np.ndarray, slots: Sequence[Slot], groups: Sequence[int]
+    ) -> None:
+        super().__init__(config, params, slots, groups)
+        rule = make_update_rule(config, params, len(slots))
+        self.statistics = rule.statistics
+        self._updates = [
+            [rule.bind(grads, answer, worker) for grads, answer in slot.exchanges]
+            for worker, slot in enumerate(slots)
+        ]
+
+    def apply(self, worker: int, learning_rate: float) -> None:
+        """Apply the gradient in a worker's slot, clipped, and make the parameters its answer."""
+        slot = self.slots[worker]
+        scale = clipping(float(slot.header["grad_norm"]), self.config.max_grad_norm)
+        self._updates[worker][slot.half](learning_rate, scale)
+
+
+class GroupRule(Rule):
+    """A rule whose groups have parameters of their own.
+
+    What a group has after an exchange is kept, so that a run that is resumed gives it back. (As far
+    as the server can tell: if it is exchanged in half precision, what is kept was rounded once, the
+    group itself was not.)
+    """
+
+    def __init__(
+        self, config: Config, params: np.ndarray, slots: Sequence[Slot], groups: Sequence[int]
+    ) -> None:
+        super().__init__(config, params, slots, groups)
+        self.group_params = np.tile(params, (len(set(groups)), 1))
+        self.statistics = {"group_params": self.group_params}
+        self.scratch = np.empty_like(params)
+
+    def start(self, worker: int) -> np.ndarray:
+        """Return the parameters of the worker's group."""
+        return self.group_params[self.groups[worker]]
