@@ -25,9 +25,6 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per rank, before NumPy is imported
     try:
         status = _run(complete(sys.argv[1:]))
-    except BrokenPipeError:  # who reads what we print has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
     except BaseException:
         end_every_rank()
         raise
@@ -44,7 +41,12 @@ def _run(arguments: list[str]) -> int | None:
         from mpi_rl.commands import evaluate
 
         return evaluate.take_part(arguments)
-    result, status = answer(lambda: parse(arguments))
+    try:
+        result, status = answer(lambda: parse(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # of one process alone: who reads what it prints has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return leave(status or result)
 
 

@@ -2,8 +2,8 @@
 
 FAULT is environment (rank 2's environment raises at its 100th step), import (rank 1 raises before
 it joins), disk (rank 0's second write finds no space), full (no write does), mistake (job files
-cannot be loaded for a reason that is no person's), network (rank 2's is wider) or kernels (rank 2
-has none).
+cannot be loaded for a reason that is no person's), pipe (who reads what rank 0 shows is gone),
+network (rank 2's is wider) or kernels (rank 2 has none).
 """
 
 import errno
@@ -67,6 +67,15 @@ def job_files_are_mistaken():
     jobs.load_job = faulty
 
 
+def pipe_breaks_as_the_server_shows_where_it_is():
+    from mpi_rl.server.progress import Progress
+
+    def faulty(self, moment, last=False):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    Progress.show = faulty
+
+
 def network_is_wider_on_rank_2():
     from mpi4py import MPI
 
@@ -98,6 +107,7 @@ if __name__ == "__main__":
         "disk": disk_is_full_at_the_second_write,
         "full": disk_is_full,
         "mistake": job_files_are_mistaken,
+        "pipe": pipe_breaks_as_the_server_shows_where_it_is,
         "network": network_is_wider_on_rank_2,
         "kernels": kernels_are_missing_on_rank_2,
     }[fault]()

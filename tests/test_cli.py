@@ -7,7 +7,7 @@ import click
 import pytest
 
 from mpi_rl.commands.cli import COMMANDS, cli, complete
-from tests.ranks import ROOT, environment
+from tests.ranks import ROOT, environment, mpirun
 
 
 def imported(statements):
@@ -52,3 +52,20 @@ def test_no_command_starts_mpi_by_being_imported():
 )
 def test_options_or_a_job_file_alone_mean_train(given, whole):
     assert complete(given) == whole
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    words = [sys.executable, "-m", "mpi_rl", "list", "jobs/space_invaders.toml"]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), **pipes) as process:
+        process.stdout.close()  # as ``| head`` does
+        told = process.stderr.read()
+    assert (process.returncode, told) == (1, "")
+
+
+@pytest.mark.mpi
+def test_a_broken_pipe_of_a_rank_ends_all_ranks(tmp_path):
+    words = ("--env", "CartPole-v1", "--total-steps", 10**8, "--output", "run.h5")
+    program = (ROOT / "tests" / "faults.py",)
+    result = mpirun(3, "pipe", *words, cwd=tmp_path, program=program, timeout_s=60)
+    assert result.returncode != 0 and "BrokenPipeError" in result.stderr

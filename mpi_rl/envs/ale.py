@@ -208,6 +208,7 @@ def emulator(spec: EnvSpec, seed: int) -> "ale_py.ALEInterface":
 
 
 def rom(env: str) -> Path:
+    """Return the file of an ALE game's ROM, which is there."""
     import ale_py
 
     rom = ale_py.roms.get_rom_path(env)
