@@ -11,7 +11,7 @@ from mpi_rl.errors import UserError
 from mpi_rl.settings import check_names, check_only_with, check_values, setting
 
 # These may change between a run and its resumption: they do not touch learning.
-OPERATIONAL_FIELDS = {"checkpoint_period_s"}
+OPERATIONAL_FIELDS = {"checkpoint_period_s", "server_threads"}
 
 NUM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a number
 
@@ -165,6 +165,12 @@ class Config:
         0,
         algorithm="a3c",
     )
+    push: str = setting(
+        "auto",
+        "what is pushed: gradients, factors of dense layers' gradients, or (auto) what is faster",
+        choices=("auto", "gradient", "factors"),
+        algorithm="a3c",
+    )
     rmsprop_decay: float = setting(
         0.99, "rmsprop: decay of the mean square (alpha of the A3C paper)", 0, 1
     )
@@ -175,6 +181,7 @@ class Config:
     # Run
     seed: int = setting(1, "of every random stream of the run", 0, 2**63 - 1)
     num_workers: int = setting(0, "workers that the job asks for (0: all ranks but the server)", 0)
+    server_threads: int = setting(1, "threads of the server; each needs a core on rank 0's node", 1)
     growth: str = setting(
         "none",
         "when parked workers are admitted: schedule (at given steps), episode_duration (the longer"
@@ -228,12 +235,8 @@ class Config:
         0,
         growth="throughput",
     )
-    total_steps: int = setting(
-        2_000_000, "the run's budget, in steps summed over workers (0: total_episodes alone)", 0
-    )
-    total_episodes: int = setting(
-        0, "the run's budget in episodes, where that is spent earlier (0: total_steps alone)", 0
-    )
+    total_steps: int = setting(2_000_000, "the budget in all workers' steps (0: none in steps)", 0)
+    total_episodes: int = setting(0, "the budget in episodes, if spent earlier (0: none)", 0)
     interval_period_steps: int = setting(10_000, "one row of /intervals per so many steps", 1)
     snapshot_period_steps: int = setting(
         0, "one snapshot per so many steps (0: the best and the last only)", 0

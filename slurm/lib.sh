@@ -43,7 +43,7 @@ if [[ ! $PYTHON ]]; then
     PYTHON=python3
     [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
 fi
-export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-1}} # srun forgets it
+threads=1 spare=0 # of the server; tasks that are cores for them, without a rank
 INDEX=${SLURM_ARRAY_TASK_ID:-${INDEX:-0}}
 RANKS=${SLURM_NTASKS:-${RANKS:-$(($(nproc) + 1))}}
 requeues=${SLURM_RESTART_COUNT:-0}
@@ -70,6 +70,7 @@ train() { # JOB [options]: train this task's run, and see to what comes after
         say "$where: nothing to train"
         finish_sweep
     fi
+    count_ranks
     queue_successor "$@"
     status=0
     [[ $signalled ]] || launch
@@ -85,6 +86,15 @@ train() { # JOB [options]: train this task's run, and see to what comes after
 
 standing() { # print "new: ...", "unfinished: ...", "failed: ..." or "complete: ..." with the step saved
     "$PYTHON" -m mpi_rl "${arguments[@]}" --dry-run
+}
+
+count_ranks() { # of the job's tasks, all but the first of the server's threads are no ranks
+    [[ $where =~ ,\ ([0-9]+)\ server\ threads$ ]] || return 0
+    threads=${BASH_REMATCH[1]}
+    [[ ${SLURM_NTASKS:-} ]] || return 0 # RANKS counts ranks, on a machine that is not shared out
+    spare=$((threads - 1)) RANKS=$((SLURM_NTASKS - threads + 1))
+    ((RANKS > 1)) ||
+        refuse "--ntasks=$SLURM_NTASKS: must be server_threads = $threads plus the workers"
 }
 
 finish_sweep() { # the last run to end completes the collected file
@@ -162,20 +172,58 @@ find_launcher() { # set `launcher`, the words before the program, and see that i
     local mpirun options
     mpirun=$(dirname "$PYTHON")/mpirun
     [[ -x $mpirun ]] || mpirun=mpirun
-    if [[ $LAUNCHER == auto ]]; then # Open MPI's wheels know no PMI of Slurm's, MPICH's know pmi2
+    if [[ $LAUNCHER == auto ]]; then
+        # Open MPI's wheels know no PMI of Slurm's, MPICH's know pmi2. That takes every rank for alone
+        # on its node (no shared memory) where srun is told which rank goes where: see share_cores.
         LAUNCHER=srun
-        if [[ ! $task ]] || "$mpirun" --version 2>&1 | grep -q "Open MPI"; then
+        if [[ ! $task ]] || ((spare && SLURM_JOB_NUM_NODES > 1)) ||
+            "$mpirun" --version 2>&1 | grep -q "Open MPI"; then
             LAUNCHER=mpirun
         fi
     fi
     if [[ $LAUNCHER == srun ]]; then
+        export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-1}} # srun forgets it
         launcher=(srun --kill-on-bad-exit=1 --wait=60) options=$SRUN_OPTIONS
         renumber_step
     else
+        unset SRUN_CPUS_PER_TASK # with it, all ranks that mpirun starts on a node get one core
         launcher=("$mpirun" -n "$RANKS") options=$MPIRUN_OPTIONS
     fi
     # shellcheck disable=SC2206 # several options
     launcher+=($options)
+    ((threads == 1)) || share_cores
+}
+
+share_cores() { # bind no rank, and start none in `spare` tasks of rank 0's node
+    local first=${SLURM_TASKS_PER_NODE:-}
+    unset SRUN_CPUS_PER_TASK SLURM_NTASKS_PER_NODE # by which srun would hold ranks to fewer cores
+    if [[ $LAUNCHER == srun ]]; then
+        launcher+=(--ntasks="$RANKS" --cpu-bind=none)
+    elif [[ ${launcher[*]} != *-bind-to* ]]; then # mpirun takes one only
+        launcher+=(--bind-to none)
+    fi
+    ((spare && SLURM_JOB_NUM_NODES > 1)) || return 0
+    first=${first%%[,(]*}
+    ((first >= threads)) || say "$threads server threads, but rank 0's node has $first of the tasks"
+    if [[ $LAUNCHER == srun ]]; then
+        launcher+=(--distribution=arbitrary --nodelist="$(node_of_each_rank | paste -sd,)")
+    else
+        launcher+=(--host "$(node_of_each_rank | uniq -c | awk '{print $2 ":" $1}' | paste -sd,)")
+    fi
+}
+
+node_of_each_rank() { # in Slurm's order of nodes, which MPICH's mpirun wants
+    scontrol show hostnames "$SLURM_JOB_NODELIST" |
+        awk -v tasks="$SLURM_TASKS_PER_NODE" -v spare="$spare" -v ranks="$RANKS" '
+            BEGIN {
+                num_parts = split(tasks, parts, ",") # like 4(x2),1
+                for (i = 1; i <= num_parts; i++) {
+                    split(parts[i] "(x1", part, /\(x/)
+                    for (j = 0; j < part[2] + 0; j++) places[++num_nodes] = part[1]
+                }
+                places[1] = places[1] > spare ? places[1] - spare : 1
+            }
+            { for (i = 0; i < places[NR] && ranks-- > 0; i++) print }'
 }
 
 renumber_step() { # make the next srun's step number the count of requeues
@@ -237,7 +285,7 @@ queue_successor() { # [options]
         --job-name="$name-$INDEX"
         --dependency="singleton,afterany:$task"
         --array="$INDEX"
-        --ntasks="$RANKS"
+        --ntasks="$((RANKS + spare))"
         --nodes="$SLURM_JOB_NUM_NODES"
         --partition="$SLURM_JOB_PARTITION"
         --time="$(squeue --noheader --job="$task" --format=%l)"

@@ -127,7 +127,9 @@ class Updating(Link):
     def __init__(self, config, params, num_pushes, is_near=False):
         super().__init__(params.size, is_near)
         rule = make_update_rule(config, params, 1)
-        self._updates = [rule.bind(*pair, 0) for pair in self._slot.exchanges]
+        self._updates = [
+            rule.bind(grads, grads if is_near else params, 0) for params, grads in self._slot.pairs
+        ]
         self._server, self._num_pushes, self.changed = params, num_pushes, []
         self._rate = config.learning_rate
 

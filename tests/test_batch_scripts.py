@@ -52,8 +52,9 @@ def test_array_bounds_are_the_sweep_and_ranks_are_the_jobs(script):
     job = load_job(str(ROOT / re.search(r"JOB:-(\S+)}", text)[1]))
     last = int(re.search(r"#SBATCH --array=(?:0-)?(\d+)\n", text)[1])
     assert last == len(job.sweep) - 1
-    num_workers = job.config(0, {}).num_workers
-    assert num_workers in (0, int(re.search(r"#SBATCH --ntasks=(\d+)\n", text)[1]) - 1)
+    config = job.config(0, {})
+    num_workers = int(re.search(r"#SBATCH --ntasks=(\d+)\n", text)[1]) - config.server_threads
+    assert config.num_workers in (0, num_workers)
     assert f"#SBATCH --job-name={job.name}\n" in text and job.name == script.stem
 
 
@@ -125,3 +126,56 @@ def test_environment_beats_profile_beats_default(project):
     script = '. slurm/lib.sh; echo "$MAX_RESTARTS $THROTTLE $LAUNCHER"'
     output, _ = start(project, "-c", script, PROFILE="here", THROTTLE="5").communicate()
     assert output.split() == ["7", "5", "auto"]
+
+
+@pytest.mark.parametrize("launcher, cpus_per_task", [("srun", "2"), ("mpirun", "unset")])
+def test_only_ranks_that_srun_starts_are_held_to_their_own_cores(project, launcher, cpus_per_task):
+    script = ". slurm/lib.sh; find_launcher; echo ${SRUN_CPUS_PER_TASK-unset}"
+    variables = dict(LAUNCHER=launcher, SLURM_CPUS_PER_TASK="2")
+    output, _ = start(project, "-c", script, **variables).communicate(timeout=60)
+    assert output.split() == [cpus_per_task]
+
+
+@pytest.mark.parametrize(
+    "launcher, tasks, words",
+    [
+        ("srun", "9", "srun --kill-on-bad-exit=1 --wait=60 --mpi=pmi2 --ntasks=6 --cpu-bind=none"),
+        ("mpirun", "9", "mpirun -n 6 --bind-to none"),
+        ("auto", "4(x2),1", "mpirun -n 6 --bind-to none --host n1:1,n2:4,n3:1"),
+        ("auto", "2,6,1", "mpirun -n 6 --bind-to none --host n1:1,n2:5"),
+        (
+            "srun",
+            "5,2(x2)",
+            "srun --kill-on-bad-exit=1 --wait=60 --mpi=pmi2 --ntasks=6 --cpu-bind=none"
+            " --distribution=arbitrary --nodelist=n1,n1,n2,n2,n3,n3",
+        ),
+    ],
+)
+def test_ranks_leave_cores_on_the_first_node_to_the_servers_threads(
+    project, launcher, tasks, words
+):
+    script = """
+        . slurm/lib.sh
+        scontrol() { printf "%s\n" n1 n2 n3; }
+        where="new: results/x/0.h5, step 0 of 9 steps, 4 server threads"
+        count_ranks
+        find_launcher
+        echo "${launcher[*]} ${SRUN_CPUS_PER_TASK-unset}"
+    """
+    slurm = dict(SLURM_JOB_ID="7", SLURM_NTASKS="9", SLURM_JOB_NODELIST="n[1-3]")
+    slurm |= dict(SLURM_TASKS_PER_NODE=tasks, SLURM_JOB_NUM_NODES="1" if tasks == "9" else "3")
+    output, _ = start(project, "-c", script, LAUNCHER=launcher, **slurm).communicate(timeout=60)
+    said, line = output.splitlines()[:-1], output.splitlines()[-1]
+    assert line.endswith(f"{words} unset") and len(said) == tasks.startswith("2"), output
+
+
+def test_without_slurm_ranks_are_as_many_as_before_and_not_bound(project):
+    script = """
+        . slurm/lib.sh
+        where="new: results/x/0.h5, step 0 of 9 steps, 4 server threads"
+        count_ranks
+        find_launcher
+        echo "${launcher[*]}"
+    """
+    output, _ = start(project, "-c", script, RANKS="3").communicate(timeout=60)
+    assert output.endswith("mpirun -n 3 --bind-to none\n")

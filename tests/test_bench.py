@@ -21,7 +21,7 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         "--envs=2",
         "--ranks=3",
         "--members=2",
-        "--num-params=1000",
+        "--num-params=20000",
         "--seconds=0.5",
         f"--output={tmp_path / 'bench.h5'}",
         cwd=ROOT,
@@ -38,8 +38,15 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         assert train["ratio"][0] == pytest.approx(train["steps_per_s"][0] / train["limit"][0])
         phases = [train[name][0] for name in ("env", "act", "learn", "push", "wait")]
         assert sum(phases) == pytest.approx(1)
-        assert [name.decode() for name in server["transport"]] == ["window", "message", "window"]
-        assert server["bytes_per_s"][0] == pytest.approx(8000 * server["pushes_per_s"][0])
+        names = zip(*(server[name].asstr() for name in ("transport", "push")))
+        assert [*names] == [
+            *(("window", "gradient"), ("window", "factors")),
+            *(("message", "gradient"), ("message", "factors"), ("window", "gradient")),
+        ]
+        assert server["threads"][:].tolist() == [1] * 5
+        assert server["up_bytes"][0] > 80_000 > server["up_bytes"][1]
+        assert (server["down_bytes"][:4] > 80_000).all()
+        assert server["bytes_per_s"][0] == pytest.approx(160_000 * server["pushes_per_s"][0])
         assert server["of_first"][0] == 1
         assert server["p50"][0] <= server["p95"][0] <= server["p99"][0]
         park = file["park"]
@@ -57,6 +64,7 @@ def test_every_part_prints_a_table_and_fills_the_record(tmp_path):
         (["--ranks=0"], "'0': must be whole numbers"),
         (["--envs=1.5"], "'1.5': must be whole numbers"),
         (["--num-params=inf"], "'inf': must be whole numbers"),
+        (["--push=factors,product"], "'factors,product': must be gradient or factors"),
         (["--launcher=mpirun -n 4", "env"], "must have {ranks}"),
         (["--seconds=0"], "0.0 is not in the range"),
         (["--launcher=/bin/false {ranks}", "env"], "status 1"),

@@ -44,7 +44,7 @@ def test_settings_survive_json():
 
 
 def test_differences_name_fields_that_touch_learning():
-    changed = Config(gamma=0.5, checkpoint_period_s=1.0)
+    changed = Config(gamma=0.5, checkpoint_period_s=1.0, server_threads=4)
     assert differences(Config(), changed) == ["gamma: 0.995 -> 0.5"]
 
 

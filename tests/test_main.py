@@ -178,7 +178,9 @@ def test_a_dry_run_says_where_the_run_stands(tmp_path):
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    assert stands() == "new: results/lunar_lander/0.h5, step 0 of 2,000,000 steps\n"
+    line = "new: results/lunar_lander/0.h5, step 0 of 2,000,000 steps"
+    assert stands() == f"{line}\n"
+    assert stands("--server-threads", 4) == f"{line}, 4 server threads\n"
     path = tmp_path / "run.h5"
     config = Config(env="CartPole-v1", total_steps=2000, num_workers=2)
     record = recorder(path, **vars(config))
@@ -196,6 +198,17 @@ def test_a_dry_run_says_where_the_run_stands(tmp_path):
     assert stands(*arguments, "--overwrite").startswith("new")
     other = mpi_rl("train", *arguments, "--gamma", 0.5, "--dry-run", cwd=tmp_path)
     assert other.returncode == 2 and "complete, and of another configuration (gamma" in other.stderr
+
+
+@pytest.mark.mpi
+def test_more_threads_than_cores_are_one_line_and_the_run_goes_on(tmp_path):
+    arguments = ("train", SMOKE, "--total-steps", 1000, "--output", "run.h5")
+    assert "mpi_rl:" not in mpirun(2, *arguments, cwd=tmp_path).stderr
+    threads = len(os.sched_getaffinity(0)) + 1
+    result = mpirun(2, *arguments, "--overwrite", "--server-threads", threads, cwd=tmp_path)
+    assert result.returncode == 0 and "Done: run.h5" in result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mpi_rl:")]
+    assert len(lines) == 1 and f"server_threads = {threads}, but rank 0 may use " in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,35 @@ def test_any_rows_of_what_was_seen_can_be_learned(this, rows, compiled, monkeypa
     assert np.linalg.norm(grads - expected) < 5e-3 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("network", ["atari_2013", "atari_2015"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 11, 64, 65])
+@pytest.mark.parametrize("num_live", [None, 16, 3, 0])  # units whose gradient is not 0
+def test_a_dense_layers_gradient_by_its_images_is_a_product(network, count, num_live):
+    this, rng = atari(network), np.random.default_rng(6)
+    params = initial_params(this, 1)
+    weight = views(this, params)[-3][0]
+    outputs, inputs = weight.shape
+    by_features = rng.normal(size=(count, outputs)).astype(np.float32)
+    by_features[:, rng.permutation(outputs)[num_live:outputs]] *= num_live is None
+    found = np.full((count, inputs), np.nan, np.float32)
+    make_network(this, params, np.zeros_like(params), 1, 1)._to_images(by_features, found)
+    np.testing.assert_allclose(found, by_features.astype(float) @ weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["atari_2013", "atari_2015"])
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_avx512_changes_no_bit(network, num_envs, monkeypatch):
+    library = kernels._LIBRARY
+    if not library.has_avx512():
+        pytest.skip("this processor has no AVX-512")
+    assert kernels._function("conv_forward") == library.conv_forward_avx512
+    wide, _ = gradients(atari(network), 5, num_envs)
+    monkeypatch.setattr(kernels, "_function", lambda name: getattr(library, name))
+    narrow, _ = gradients(atari(network), 5, num_envs)
+    for one, other in zip(wide, narrow):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_rollout_allocates_nothing_of_the_parameters_size():
     this = atari("atari_2013")
     params = initial_params(this, 1)

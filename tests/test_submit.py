@@ -20,6 +20,9 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "jobs" / "scaling.toml").write_text(
         'env = "CartPole-v1"\n[sweep]\nnum_workers = [4, 10, 20, 40]\nseed = [1, 2]\n'
     )
+    (tmp_path / "jobs" / "threads.toml").write_text(
+        'base = "scaling.toml"\n[sweep]\nserver_threads = [1, 4]\nnum_workers = [0, 10]\n'
+    )
     (tmp_path / "slurm" / "profiles" / "here.env").write_text(
         "SBATCH_OPTIONS=--partition=long --account=me\nTHROTTLE=6\n"
     )
@@ -56,6 +59,7 @@ def complete_run(project, job, index, **settings):
             ["jobs/space_invaders.toml", "--total-steps", 20000, "--ntasks", 41, "--throttle", 2],
         ),
         ("scaling", ["jobs/scaling.toml", "--profile", "here", "--sbatch=--time=1:00:00"]),
+        ("threads", ["jobs/threads.toml"]),
         ("smoke", ["jobs/smoke.toml", "--hidden-sizes", "8,8", "--no-separate-trunks"]),
     ],
 )
@@ -63,6 +67,16 @@ def test_dry_run_prints_the_golden_lines(project, name, arguments):
     result = mpi_rl("submit", *arguments, "--dry-run", cwd=project)
     assert result.returncode == 0, result.stderr
     assert result.stdout == (GOLDEN / f"submit_{name}.txt").read_text()
+
+
+def test_every_further_thread_of_the_server_is_a_task_without_a_rank(project):
+    words = ("submit", "jobs/smoke.toml", "--server-threads", 3, "--dry-run")
+    assert "--ntasks=11 slurm/" in mpi_rl(*words, "--ntasks", 9, cwd=project).stdout
+    assert "--ntasks=7 slurm/" in mpi_rl(*words, "--num-workers", 4, cwd=project).stdout
+    script = project / "slurm" / "space_invaders.sh"
+    script.write_text(script.read_text().replace("#SBATCH --ntasks=17\n", ""))
+    result = mpi_rl(*words, cwd=project)
+    assert result.returncode == 2 and f"{script.relative_to(project)}: no line" in result.stderr
 
 
 def test_groups_get_one_node_unless_told_otherwise(project):

@@ -42,6 +42,7 @@ def test_members_of_a_group_wait_for_one_another():
     [
         (worker(env=8.0, cpu=2.0), 0.1, 1, "mlp", "had one 25 % of the time"),
         (worker(env=5.0, wait=5.0), 0.9, 1, "mlp", "server is busy 90 %"),
+        (worker(env=5.0, wait=5.0), 0.9, 1, "atari_2013", "--server-threads 2"),
         (worker(env=5.0, wait=5.0), 0.1, 1, "mlp", "Workers wait 50 %"),
         (worker(env=5.0, learn=5.0), 0.1, 1, "atari_2013", "--envs-per-worker 16"),
         (worker(env=5.0, learn=5.0), 0.1, 16, "atari_2013", ""),

@@ -71,13 +71,35 @@ def test_with_a_delayed_pull_every_gradient_but_the_first_is_one_update_older(tm
     assert run.staleness.sum() == run.attributes["version"]
 
 
-def test_one_atari_worker_repeats_bit_for_bit_over_transports(tmp_path):
-    job = ("train", ROOT / "jobs/space_invaders.toml", "--envs-per-worker", 4, "--total-steps", 900)
-    for transport in ("window", "message"):
-        output = ("--transport", transport, "--output", f"{transport}.h5")
-        assert mpirun(2, *job, *output, cwd=tmp_path).returncode == 0
-    one, other = (last_params(tmp_path / f"{transport}.h5") for transport in ("window", "message"))
-    np.testing.assert_array_equal(one, other)
+@pytest.mark.parametrize("num_envs", [1, 4])  # factors, of 5 rows, and gradients
+def test_one_atari_worker_repeats_bit_for_bit_over_transports_and_threads(tmp_path, num_envs):
+    job = ("train", ROOT / "jobs/space_invaders.toml", "--envs-per-worker", num_envs)
+    found = []
+    for how in (("transport", "window"), ("transport", "message"), ("server-threads", 2)):
+        output = tmp_path / f"{how[1]}.h5"
+        done = mpirun(
+            2, *job, f"--{how[0]}", how[1], "--total-steps", 900, "--output", output, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(last_params(output))
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_factors_and_gradients_make_the_same_run_but_for_rounding(tmp_path):
+    job = ("train", ROOT / "jobs/space_invaders.toml", "--total-steps", 100)
+    runs = []
+    for push in ("gradient", "factors"):
+        output = tmp_path / f"{push}.h5"
+        done = mpirun(2, *job, "--push", push, "--output", output, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        runs.append(read_run(output))
+    first, second = runs
+    assert first.attributes["version"] == second.attributes["version"] > 10
+    np.testing.assert_allclose(last_params(output), first.snapshot_params[-1], atol=1e-6)
+    for name in ("grad_norm", "value_loss", "entropy"):
+        one, other = (run.tables["intervals"][name] for run in runs)
+        np.testing.assert_allclose(one, other, rtol=1e-3)
 
 
 def test_atari_runs_end_cleanly(tmp_path):

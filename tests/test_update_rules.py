@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_rl.compiled import kernels
+from mpi_rl.compiled import kernels, memory
 from mpi_rl.config import Config
 from mpi_rl.learning.update_rules import clipping, learning_rate_at, make_update_rule
 
@@ -169,11 +169,20 @@ def test_an_update_binds_nothing(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam"])
 def test_parameters_and_statistics_lie_apart_in_their_memory_pages(name):
-    params = np.zeros(677_943, np.float32)
+    params = memory.vector(677_943)
     statistics = rule_of(name, params).statistics.values()
     vectors = [params, *(array for array in statistics if array.size == params.size)]
     places = sorted(array.ctypes.data % 4096 for array in vectors)
     assert len(vectors) > 1 and min(np.diff(places)) >= 1024
+
+
+@pytest.mark.parametrize("size", [3, 677_943])
+def test_a_vector_begins_where_it_is_to_in_its_page(size):
+    for place in range(4):
+        made = memory.vector(size, place)
+        assert made.ctypes.data % 4096 == 1024 * place and made.shape == (size,)
+        assert made.dtype == np.float32 and not made.any()
+        made[:] = 1
 
 
 def test_clipping_scales_to_the_norm_and_only_down():

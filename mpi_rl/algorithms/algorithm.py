@@ -20,6 +20,7 @@ class Algorithm:
 
     work: Callable[[Worker], None]  # a worker's half
     rule: type[Rule]  # the server's half
+    pushes_gradients: bool = True  # not parameters
     has_groups: bool = False  # of workers, who wait for one another and push where episodes end
     max_episodes: Callable[[Config], int] = _of_a_rollout  # that a push can report
     unfit: tuple[tuple[str, Any, str], ...] = ()  # settings, what they must be, and why

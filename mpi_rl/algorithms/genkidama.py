@@ -10,7 +10,7 @@ import numpy as np
 
 from mpi_rl.algorithms.algorithm import Algorithm
 from mpi_rl.algorithms.worker import Worker
-from mpi_rl.learning.update_rules import mix
+from mpi_rl.learning.update_rules import copy, mix
 from mpi_rl.server.base_rule import GroupRule, Outcome, Push
 
 
@@ -48,12 +48,12 @@ class Server(GroupRule):
         """Take in what a worker has pushed."""
         worker, config = push.worker, self.config
         group, answer = self.start(worker), self.slots[worker].answer
-        np.copyto(group, self.slots[worker].grads)
+        copy(group, self.slots[worker].grads)
         if config.elastic:  # with alpha = beta: Zhang et al. 2015 (1412.6651), equations 5 and 6
-            np.copyto(answer, self.params)
+            copy(answer, self.params)
         mix(self.params, group, config.alpha, self.scratch)
         if not config.elastic:
-            np.copyto(answer, self.params)
+            copy(answer, self.params)
         mix(group, answer, config.beta, self.scratch)
         return Outcome([worker])
 
@@ -61,6 +61,7 @@ class Server(GroupRule):
 GENKIDAMA = Algorithm(
     work,
     Server,
+    pushes_gradients=False,
     has_groups=True,
     max_episodes=lambda config: config.exchange_period,
     unfit=(

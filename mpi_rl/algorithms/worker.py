@@ -12,6 +12,7 @@ from mpi_rl.config import Config
 from mpi_rl.envs.spec import EnvSpec
 from mpi_rl.learning.agent import Agent, Rollout, make_rng, rng_state, set_rng_state
 from mpi_rl.learning.losses import Losses
+from mpi_rl.networks.factors import Layout
 from mpi_rl.networks.network import NetworkSpec
 from mpi_rl.transport.messages import Command, Kind
 from mpi_rl.transport.metrics import REPORTED
@@ -38,11 +39,13 @@ class Worker:
         network: NetworkSpec,
         groups: Sequence[int],
         spin: bool = False,
+        layout: Layout | None = None,
     ) -> None:
-        """Take the run's settings, task and network, and the group of each worker."""
+        """Take the run's settings, task and network, each worker's group, and what is pushed."""
         self.config, self.link = config, link
         self._through: "WorkerLink | HeldLink" = link  # which pushes and pulls go
         self._comm, self._env, self._network, self._groups = comm, env, network, groups
+        self._layout = layout
         self._me, self._spin, self.rng = comm.rank - 1, spin, make_rng(config.seed, comm.rank - 1)
         is_slow = groups[self._me] == max(groups)
         self._slowdown = config.group_slowdown if is_slow else 1.0
@@ -53,8 +56,8 @@ class Worker:
     # --- What it learns with
 
     def make_agent(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Agent:
-        """Return what plays, and learns, with these pairs of parameters and gradients, (P,)."""
-        return Agent(self.config, self._env, self._network, pairs, self.rng)
+        """Return what plays, and learns, with these pairs of parameters and gradients."""
+        return Agent(self.config, self._env, self._network, pairs, self.rng, self._layout)
 
     def meet_group(self) -> "Group":
         """Return this worker's end of its group, once all its members are there."""

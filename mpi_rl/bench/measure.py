@@ -6,6 +6,7 @@ bytes as an update does; of ``start``, the imports that ranks of an Atari run ca
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -134,25 +135,33 @@ def _steady_rate(tables: dict[str, dict[str, np.ndarray]]) -> float:
 
 
 def _server(request: Request) -> Iterator[Row]:
-    for transport in TRANSPORTS:
-        for num_params in request.num_params:
-            workers = [ranks - 1 for ranks in request.ranks]
-            found = _push(request, workers, num_params, transport, 0.0)
-            for count, row in zip(workers, found):
-                yield {"transport": transport, "params": num_params, "workers": count, **row}
-    most = max(request.ranks) - 1
-    (idle,) = _push(request, [most], min(request.num_params), "window", request.seconds)
-    yield {"transport": "window", "workers": most, "idle_cpu": idle["cpu"]}
+    workers = [ranks - 1 for ranks in request.ranks]
+    names = "transport", "params", "push", "threads"
+    for case in itertools.product(
+        TRANSPORTS, request.num_params, request.push, request.threads
+    ):
+        for count, row in zip(workers, _push(request, workers, *case)):
+            yield {**dict(zip(names, case)), "workers": count, **row}
+    case = "window", min(request.num_params), request.push[0], max(request.threads)
+    (idle,) = _push(request, [max(workers)], *case, pause_s=request.seconds)
+    yield {**dict(zip(names, case)), "workers": max(workers), "idle_cpu": idle["cpu"]}
 
 
 def _push(
-    request: Request, workers: list[int], num_params: int, transport: str, pause_s: float
+    request: Request,
+    workers: list[int],
+    transport: str,
+    num_params: int,
+    push: str,
+    threads: int,
+    pause_s: float = 0.0,
 ) -> list[dict[str, float]]:
     most = max(workers)
     config = dataclasses.replace(
         request.config, num_workers=most, total_steps=10**9, interval_period_steps=10**9
     )
     settings = {"num_params": num_params, "transport": transport, "pause_s": pause_s}
+    settings |= {"push": push, "threads": threads}
     values = {**settings, "workers": workers, "config": _json(config)}
     return measured(request, most + 1, "server", json.dumps(values))
 

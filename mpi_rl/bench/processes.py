@@ -34,6 +34,8 @@ class Request:
     workers: tuple[int, ...]
     envs: tuple[int, ...]
     num_params: tuple[int, ...]
+    push: tuple[str, ...]  # of gradient and factors
+    threads: tuple[int, ...]  # of the server
     ranks: tuple[int, ...]
     members: tuple[int, ...]
     seconds: float  # per figure

@@ -23,17 +23,20 @@ from mpi4py import MPI
 
 from mpi_rl.algorithms.a3c import A3C
 from mpi_rl.algorithms.group import Group
+from mpi_rl.compiled import kernels
 from mpi_rl.config import Config, config_from_json
 from mpi_rl.envs.ale import emulator
 from mpi_rl.envs.make import VECTOR_TASKS, env_spec, make_envs
 from mpi_rl.envs.spec import EnvSpec
 from mpi_rl.envs.tasks import VectorTask
+from mpi_rl.networks.factors import Layout
+from mpi_rl.networks.layers import Layer
 from mpi_rl.server.growth import Observed
 from mpi_rl.server.loop import serve
 from mpi_rl.server.progress import Progress
 from mpi_rl.server.recorder import Recorder
 from mpi_rl.transport.links import ServerLink, WorkerLink
-from mpi_rl.transport.messages import Command, Kind
+from mpi_rl.transport.messages import REPLY, Command, Kind, header_dtype
 from mpi_rl.transport.waiting import sleeping_barrier
 
 BLOCKS = 4  # a figure and its limit are measured in turns, each so many times
@@ -43,6 +46,7 @@ TURN_SETTLE_S = 0.1  # with as many workers as a turn wants, before it counts
 # Of all gradients and parameters: where memory is shared a reply is what the next push but one
 # pushes. So they stay, and no statistic becomes denormal, and slow.
 VALUE, LEARNING_RATE = 1e-3, 1e-12
+LAYER_OUTPUTS = 256  # of the layer that a push may have the factors of
 ADDING = Config(update_rule="sgd", learning_rate=1.0, max_grad_norm=0.0)  # -1 times gradients
 
 
@@ -132,19 +136,21 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> list[dict[str
     slow for each.
     """
     values: dict[str, Any] = json.loads(settings)
-    num_params, by_message = values["num_params"], values["transport"] == "message"
+    config = dataclasses.replace(config_from_json(values["config"]), learning_rate=LEARNING_RATE)
+    layout, by_message = _layout(values, config), values["transport"] == "message"
+    room: Any = dict(by_message=by_message, num_pushed=layout.size)
     if comm.rank > 0:
-        link = WorkerLink(comm, num_params, 1, by_message)
+        link = WorkerLink(comm, layout.num_params, 1, **room)
         link.params[:] = link.grads[:] = VALUE
         sleeping_barrier(comm)
         pushes = _push_until_told(link, values["pause_s"])
         link.close()
         comm.gather(pushes)
         return []
-    config = dataclasses.replace(config_from_json(values["config"]), learning_rate=LEARNING_RATE)
-    params = np.full(num_params, VALUE, np.float32)
-    server = ServerLink(comm, num_params, 1, by_message)
-    rule = A3C.rule(config, params, server.slots, range(comm.size - 1))
+    kernels.start_threads(values["threads"])
+    params = np.full(layout.num_params, VALUE, np.float32)
+    server = ServerLink(comm, layout.num_params, 1, **room)
+    rule = A3C.rule(config, params, server.slots, range(comm.size - 1), layout)
     sleeping_barrier(comm)
     time.sleep(SETTLE_S)
     turns = _Turns(values["workers"], seconds / BLOCKS)
@@ -156,7 +162,16 @@ def _server(comm: MPI.Intracomm, seconds: float, settings: str) -> list[dict[str
             serve(server, rule, record, Progress("bench"), turns, partial(turns.look, record))
     server.close()
     pushes = np.concatenate((comm.gather(np.zeros((0, 2))) or [])[1:])
-    return [turns.found(turn, pushes, limit, num_params) for turn, limit in enumerate(limits)]
+    return [turns.found(turn, pushes, limit, layout) for turn, limit in enumerate(limits)]
+
+
+def _layout(values: dict[str, Any], config: Config) -> Layout:
+    """Return a push for so many parameters: all but a few are of one dense layer."""
+    outputs = min(LAYER_OUTPUTS, values["num_params"] // 4)
+    rest = values["num_params"] - outputs * (inputs := values["num_params"] // outputs - 2)
+    stack = [Layer("trunk", inputs, outputs), Layer("value", rest - outputs - 1, 1)]
+    rows = config.n_steps * config.envs_per_worker if values["push"] == "factors" else 0
+    return Layout(stack, rows, always=True)
 
 
 class _Turns:
@@ -191,7 +206,7 @@ class _Turns:
         return "time" if self._turn == BLOCKS * len(self.counts) else ""
 
     def found(
-        self, turn: int, pushes: np.ndarray, limit: float, num_params: int
+        self, turn: int, pushes: np.ndarray, limit: float, layout: Layout
     ) -> dict[str, float]:
         """Return the figures of one of ``counts``; ``pushes``, (N, 2), are ends and waits in s."""
         marks = np.array(self._marks).reshape(BLOCKS, len(self.counts), 2, 3)
@@ -204,7 +219,9 @@ class _Turns:
         found = {f"p{q}": float(np.percentile(waits, q)) for q in PERCENTILES} if len(waits) else {}
         return {
             "pushes_per_s": rate,
-            "bytes_per_s": rate * 8 * num_params,
+            "up_bytes": header_dtype(1).itemsize + 4 * layout.size,
+            "down_bytes": REPLY.itemsize + 4 * layout.num_params,
+            "bytes_per_s": rate * 4 * (layout.size + layout.num_params),
             "limit": limit,
             "ratio": rate / limit,
             "cpu": float(cpu[:, turn].sum() / seconds[:, turn].sum()),
@@ -267,8 +284,8 @@ def _traffic(
 ) -> float:
     """Return the seconds for one update's memory traffic alone, ``count`` workers in turns.
 
-    An update reads the gradient and writes the reply (in place, where memory is shared), and reads
-    and writes, in place, the parameters and each statistic of their size.
+    An update reads what was pushed and writes the reply (over a gradient, where memory is shared),
+    and reads and writes, in place, the parameters and each statistic of their size.
     """
     vectors = [params, *(array.reshape(-1)[: params.size] for array in statistics.values())]
     one, times, began = np.float32(1), [], time.perf_counter()
@@ -276,7 +293,11 @@ def _traffic(
         for worker in [*range(count), *range(count)]:  # each slot's vectors in turns, too
             before = time.perf_counter()
             slot = link.slots[worker]
-            np.multiply(slot.grads, one, out=slot.answer)
+            if slot.turns:
+                np.multiply(slot.grads, one, out=slot.answer)
+            else:
+                np.multiply(slot.grads, one, out=slot.grads)
+                np.copyto(slot.answer, params)
             for vector in vectors:
                 if vector.size == params.size:
                     np.multiply(vector, one, out=vector)

@@ -12,6 +12,7 @@ from mpi_rl.errors import UserError, writing
 from mpi_rl.jobs import load_job
 
 BENCH_PARTS = ("env", "train", "server", "start", "park", "group")
+PUSHES = ("gradient", "factors")
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -23,6 +24,14 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     if not all(number >= 1 and number.is_integer() for number in numbers):
         raise click.BadParameter(f"{text!r}: must be whole numbers with commas between, like 1,4")
     return tuple(map(int, numbers))
+
+
+def _pushes(context: click.Context, option: click.Parameter, text: str) -> tuple[str, ...]:
+    """Return a list of PUSHES."""
+    pushes = tuple(text.split(","))
+    if not {*pushes} <= {*PUSHES}:
+        raise click.BadParameter(f"{text!r}: must be {' or '.join(PUSHES)}, or both")
+    return pushes
 
 
 @click.command("bench")
@@ -58,6 +67,16 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     help="server, group: sizes P of the parameter vector",
 )
 @click.option(
+    "--push",
+    default=",".join(PUSHES),
+    show_default=True,
+    callback=_pushes,
+    help="server: what workers push; factors as of one dense layer and the job's rollouts",
+)
+@click.option(
+    "--threads", default="1", show_default=True, callback=_numbers, help="server: its threads"
+)
+@click.option(
     "--seconds",
     default=10.0,
     show_default=True,
@@ -82,6 +101,8 @@ def bench_parts(
     ranks: tuple[int, ...],
     members: tuple[int, ...],
     num_params: tuple[int, ...],
+    push: tuple[str, ...],
+    threads: tuple[int, ...],
     seconds: float,
     launcher: str | None,
     output: Path,
@@ -91,10 +112,11 @@ def bench_parts(
 
     env: the environments against the emulator alone. train: a whole run against the same, and where
     its time goes. server: pushes against moving as many bytes, and against those with the first of
-    --ranks; the idle server. start: the time to every worker's first push against the imports
-    alone, and memory. park: cores and memory of workers that are parked, and the seconds that one
-    takes to join. group: how many of a group's updates, made without a lock, meet another's and are
-    lost. Without a name, all that the job allows. Nothing else should run meanwhile.
+    --ranks; bytes of a push and its reply; the idle server. start: the time to every worker's first
+    push against the imports alone, and memory. park: cores and memory of workers that are
+    parked, and the seconds that one takes to join. group: how many of a group's updates, made
+    without a lock, meet another's and are lost. Without a name, all that the job allows. Nothing
+    else should run meanwhile.
     """
     from mpi_rl.bench import measure
     from mpi_rl.compiled import kernels
@@ -104,7 +126,7 @@ def bench_parts(
     if "{ranks}" not in launcher:
         raise UserError(f"launcher = {launcher!r}: must have {{ranks}} where their number goes")
     config, words = configured(load_job(job), 0, settings), as_options(settings)
-    sizes = workers, envs, num_params, ranks, members
+    sizes = workers, envs, num_params, push, threads, ranks, members
     request = measure.Request(job, config, words, *sizes, seconds, launcher)
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -103,8 +103,11 @@ greedy_option = click.option(
 
 
 def setting_options(command: click.Command) -> click.Command:
-    """Give ``command`` one option per setting; those left out are None."""
+    """Give ``command`` an option for each setting that it has none for; left out, it is None."""
+    own = {parameter.name for parameter in command.params}
     for item in dataclasses.fields(Config):
+        if item.name in own:
+            continue
         name = "--" + item.name.replace("_", "-")
         flags = [f"{name}/--no-{name[2:]}"] if item.type is bool else [name]
         default = (

@@ -28,6 +28,7 @@ PROMISES = {
     "SLURM_STEP_NUM_TASKS": "srun",
 }
 LEAVE_LAST_S = 1.0  # that rank 0 takes longer than the others to end with an error
+CARRIED_S = 0.3  # until the launcher, which an abort ends, too, has carried on what was printed
 
 
 def launcher_rank() -> str:
@@ -56,6 +57,19 @@ def _launch_mismatch(num_ranks: int, library: str) -> str:
     )
 
 
+def warn_of_few_cores(server_threads: int) -> None:
+    """Say on stderr if this process, rank 0, may use fewer cores than the server has threads."""
+    num_cores = len(os.sched_getaffinity(0))
+    if num_cores < server_threads:
+        print(
+            f"mpi_rl: server_threads = {server_threads}, but rank 0 may use {num_cores} core(s):"
+            " threads that share a core slow every update down; give rank 0 more cores (README,"
+            " 'Several cores for the server'), or the server fewer threads",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def leave(status: int | None) -> int | None:
     """Return rank 0's exit status; with an error after all other ranks have ended, if there are.
 
@@ -75,6 +89,7 @@ def end_every_rank() -> None:
     MPI = sys.modules.get("mpi4py.MPI")
     if MPI is not None and not MPI.Is_finalized():
         print_traceback(MPI.COMM_WORLD.rank)
+        time.sleep(CARRIED_S)
         MPI.COMM_WORLD.Abort(1)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mpi_rl.algorithms.algorithm import Algorithm
     from mpi_rl.envs.spec import EnvSpec
+    from mpi_rl.networks.factors import Layout
     from mpi_rl.networks.network import NetworkSpec
     from mpi_rl.server.recorder import Recorder
 
@@ -63,11 +64,23 @@ class Plan:
 
         return network_spec(self.options.config, self.env.observation_shape, self.env.num_actions)
 
+    @property
+    def layout(self) -> "Layout":
+        """What a worker pushes."""
+        from mpi_rl.networks.factors import Layout, layout_of
+        from mpi_rl.networks.layers import layers
+
+        if not self.algorithm.pushes_gradients:
+            return Layout(layers(self.network))
+        return layout_of(self.options.config, self.network)
+
 
 def serve_run(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     """Rank 0's part of a run; return its exit status."""
     from mpi4py import MPI
 
+    from mpi_rl.compiled import kernels
+    from mpi_rl.compiled.memory import vector
     from mpi_rl.networks.layers import initial_params
     from mpi_rl.server.growth import growth
     from mpi_rl.server.loop import WorkersSilent, serve
@@ -77,12 +90,15 @@ def serve_run(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     from mpi_rl.transport.waiting import sleeping_barrier
 
     options, config = plan.options, plan.options.config
-    params = initial_params(plan.network, config.seed)
+    kernels.start_threads(config.server_threads)
+    params = vector(plan.layout.num_params)
+    params[:] = initial_params(plan.network, config.seed)
     policy = growth(config, comm.size - 1)
     sleeping_barrier(comm)
-    room = params.size, plan.algorithm.max_episodes(config)
-    link = ServerLink(comm, *room, options.by_message, options.spin, config.exchange_dtype)
-    rule = plan.algorithm.rule(config, params, link.slots, plan.groups)
+    layout, room = plan.layout, (params.size, plan.algorithm.max_episodes(config))
+    how: dict[str, Any] = dict(dtype=config.exchange_dtype, num_pushed=layout.size)
+    link = ServerLink(comm, *room, options.by_message, options.spin, **how)
+    rule = plan.algorithm.rule(config, params, link.slots, plan.groups, layout)
     origin = _origin(comm, plan, commit)
     recorder = Recorder(options.output, origin, config, link.places, rule, policy)
     if options.output.exists() and not options.overwrite:
@@ -149,19 +165,19 @@ def work_run(comm: "MPI.Intracomm", plan: Plan) -> None:
     from mpi4py import MPI
 
     from mpi_rl.algorithms.worker import Worker
-    from mpi_rl.networks.layers import num_params
     from mpi_rl.transport.links import WorkerLink
     from mpi_rl.transport.waiting import sleeping_barrier
 
     options, config = plan.options, plan.options.config
     sleeping_barrier(comm)
-    room = num_params(plan.network), plan.algorithm.max_episodes(config)
-    dtype = config.exchange_dtype
-    link = WorkerLink(comm, *room, options.by_message, options.spin, dtype)
+    layout = plan.layout
+    room = layout.num_params, plan.algorithm.max_episodes(config)
+    how: dict[str, Any] = dict(dtype=config.exchange_dtype, num_pushed=layout.size)
+    link = WorkerLink(comm, *room, options.by_message, options.spin, **how)
     try:
         while link.is_admitted():
-            run = plan.env, plan.network, plan.groups
-            plan.algorithm.work(Worker(comm, link, config, *run, options.spin))
+            run = plan.env, plan.network, plan.groups, options.spin, layout
+            plan.algorithm.work(Worker(comm, link, config, *run))
     except MPI.Exception:
         raise
     except Exception:

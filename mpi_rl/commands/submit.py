@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterable
@@ -25,7 +26,9 @@ DEFAULT_SCRIPT = Path("slurm", "space_invaders.sh")  # for jobs without one of t
 @click.argument("job")
 @click.option("--dry-run", is_flag=True, help="print the sbatch lines; submit nothing")
 @click.option(
-    "--ntasks", type=click.IntRange(2), help="ranks per run, where the job leaves that open"
+    "--ntasks",
+    type=click.IntRange(2),
+    help="ranks per run, the server's and its workers', where the job leaves that open",
 )
 @click.option(
     "--throttle",
@@ -54,8 +57,9 @@ def submit_job(
 
     Runs that are complete, or in the queue already, are left out: after a failure the same command
     submits the rest. Settings given here hold for all runs. Without a num_workers in the job, runs
-    have the number of ranks that the script in slurm/ asks for. Groups get one node, unless
-    --sbatch says otherwise.
+    have the number of ranks that the script in slurm/ asks for. Beside its ranks, a run gets a core
+    for each of the server_threads but the first. Groups get one node, unless --sbatch says
+    otherwise.
     """
     at, loaded = site(profile), load_job(job)
     try:
@@ -69,19 +73,19 @@ def submit_job(
     if any(config.group_size > 1 for config in configs):  # a group may not straddle nodes
         at = dataclasses.replace(at, options=["--nodes=1", *at.options])
     paths = [loaded.output(index) for index in range(len(loaded.sweep))]
-    left = left_to_run(configs, paths, ntasks)
-    num_ranks = {index: count for index, count in left.items() if index not in waiting}
+    left = left_to_run(configs, paths, ntasks, script_of(loaded.name))
+    num_tasks = {index: count for index, count in left.items() if index not in waiting}
     print(
         f"# {loaded.name}: {len(configs)} run(s), {len(configs) - len(left)} complete,"
-        f" {len(waiting)} in the queue, {len(num_ranks)} to submit",
+        f" {len(waiting)} in the queue, {len(num_tasks)} to submit",
         flush=True,
     )
     if not left:
         print(f"python -m mpi_rl collect {job}    # merges them, should that not be done yet")
-    if not num_ranks:
+    if not num_tasks:
         return
     words = as_options(settings)
-    arrays = batches(job, loaded.name, num_ranks, words, at, throttle, list(sbatch))
+    arrays = batches(job, loaded.name, num_tasks, words, at, throttle, list(sbatch))
     ids = []
     for number, batch in enumerate(arrays):
         if dry_run:
@@ -151,13 +155,15 @@ class Batch:
         return " ".join([*variables, *words])
 
 
-def left_to_run(configs: list[Config], paths: list[Path], ntasks: int | None) -> dict[int, int]:
-    """Return the number of ranks of each run that is not complete, by index; 0: not yet said.
+def left_to_run(
+    configs: list[Config], paths: list[Path], ntasks: int | None, script: Path
+) -> dict[int, int]:
+    """Return the number of Slurm's tasks of each run that is not complete, by index.
 
-    ``ntasks`` is for runs without num_workers. Raises UserError where it does not fit the others,
-    or a file does not fit its run.
+    0 is the number that ``script`` asks for. ``ntasks`` is the number of ranks of runs without
+    num_workers. Raises UserError where it does not fit the others, or a file does not fit its run.
     """
-    num_ranks = {}
+    num_tasks = {}
     for index, (config, path) in enumerate(zip(configs, paths)):
         ranks = config.num_workers + 1 if config.num_workers else ntasks or 0
         if ntasks not in (None, ranks):
@@ -167,34 +173,58 @@ def left_to_run(configs: list[Config], paths: list[Path], ntasks: int | None) ->
             )
         config = dataclasses.replace(config, num_workers=max(0, ranks - 1))
         if standing(path, config, task_of(config))[0] != "complete":
-            num_ranks[index] = ranks
-    return num_ranks
+            num_tasks[index] = tasks_of(ranks, config.server_threads, script)
+    return num_tasks
+
+
+def script_of(name: str) -> Path:
+    """Return the script in slurm/ that runs job ``name``."""
+    script = Path("slurm", f"{name}.sh")
+    return script if script.exists() else DEFAULT_SCRIPT
+
+
+def tasks_of(num_ranks: int, server_threads: int, script: Path) -> int:
+    """Return the number of tasks, each a core, to ask Slurm for; 0: as many as ``script`` asks for.
+
+    Each of the server's threads but the first needs a task without a rank: slurm/lib.sh starts so
+    many ranks fewer. ``num_ranks`` = 0 is the number of tasks in ``script``; UserError if it has
+    none.
+    """
+    if server_threads == 1:
+        return num_ranks
+    if not num_ranks:
+        with reading(script):
+            text = script.read_text(encoding="utf-8")
+        found = re.search(r"^#SBATCH --ntasks=(\d+)$", text, re.MULTILINE)
+        if not found:
+            raise UserError(f"{script}: no line #SBATCH --ntasks=...: give --ntasks to submit")
+        num_ranks = int(found[1])
+    return num_ranks + server_threads - 1
 
 
 def batches(
     job_file: str,
     name: str,
-    num_ranks: dict[int, int],
+    num_tasks: dict[int, int],
     arguments: list[str],
     at: Site,
     throttle: int | None,
     sbatch_options: list[str],
 ) -> list[Batch]:
-    """Return an array for each number of ranks in ``num_ranks``, by index (0: the script's own).
+    """Return an array for each number of tasks in ``num_tasks``, by index (0: the script's own).
 
     ``arguments`` go to train, ``sbatch_options`` to sbatch, after those of the site.
     """
-    script = Path("slurm", f"{name}.sh")
-    script = script if script.exists() else DEFAULT_SCRIPT
     most = throttle or at.throttle
     options = [*at.options, *sbatch_options]
     found = []
-    for ranks in sorted(set(num_ranks.values())):
-        indices = [index for index, count in num_ranks.items() if count == ranks]
+    for tasks in sorted(set(num_tasks.values())):
+        indices = [index for index, count in num_tasks.items() if count == tasks]
         array = f"--array={ranges(indices)}{f'%{most}' if most else ''}"
-        ntasks = [f"--ntasks={ranks}"] if ranks else []
+        ntasks = [f"--ntasks={tasks}"] if tasks else []
         words = [f"--job-name={name}", array, *ntasks, *options]
-        found.append(Batch({"JOB": job_file, **at.variables}, words, [str(script), *arguments]))
+        script = [str(script_of(name)), *arguments]
+        found.append(Batch({"JOB": job_file, **at.variables}, words, script))
     return found
 
 

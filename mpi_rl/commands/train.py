@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpi_rl.commands.cli import answer, configured, parse, setting_options
-from mpi_rl.commands.launch import git_commit, is_mislaunched, launcher_rank, leave
+from mpi_rl.commands.launch import (
+    git_commit,
+    is_mislaunched,
+    launcher_rank,
+    leave,
+    warn_of_few_cores,
+)
 from mpi_rl.commands.run import Plan, TrainOptions, serve_run, work_run
 from mpi_rl.config import budget
 from mpi_rl.errors import UserError, writing
@@ -78,7 +84,9 @@ def train(
 
         task = task_of(config)
         state, step = ("new", 0) if overwrite else standing(output, config, task)
-        print(f"{state}: {output}, step {step:,} of {budget(config)}")
+        threads = config.server_threads
+        wide = f", {threads} server threads" if threads > 1 else ""  # slurm/lib.sh reads this
+        print(f"{state}: {output}, step {step:,} of {budget(config)}{wide}")
         return None
     return TrainOptions(
         loaded.name, index, config, output, overwrite, transport == "message", spin, stop_file
@@ -151,6 +159,7 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
         )
     config = dataclasses.replace(options.config, num_workers=num_workers)
     plan = Plan(dataclasses.replace(options, config=config), task_of(config))
+    _ = plan.layout  # there may be none as the settings ask for
     with writing(options.output):
         options.output.parent.mkdir(parents=True, exist_ok=True)
     again = any(name in os.environ for name in ("SLURM_RESTART_COUNT", "RESUBMISSIONS"))
@@ -161,6 +170,7 @@ def _plan(arguments: list[str], num_ranks: int, stack: ExitStack) -> Plan | None
             f"{options.output}: this run is complete; --overwrite trains it again, --output keeps"
             " both"
         )
+    warn_of_few_cores(config.server_threads)
     return plan
 
 

@@ -11,8 +11,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* A tile's sums take half of the 16 registers of AVX2 (or 32 of NEON); wider ones gain little. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+/* A tile's sums take half of the 16 registers of AVX2 (or 32 of NEON); wider ones gain little. A third
+   of AVX-512's 32 hides how long an addition takes. No sum depends on a tile's width or rows. */
+#if defined(AVX512) /* see convnet_avx512.c */
+#define VECTORS
+enum { WIDTH = 16, ROWS = 10, COLUMNS = 16 };
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define VECTORS __attribute__((target_clones("fma", "default")))
 enum { WIDTH = 8, ROWS = 4, COLUMNS = 16 };
 #else
@@ -65,6 +69,14 @@ INLINE void product(size_t rows, size_t columns, size_t runs, const Run *run, si
         for (; r + ROWS < rows && r + ROWS + 1 != rows; r += ROWS)
             TILE(ROWS);
         switch (rows - r) {
+#ifdef AVX512
+        case 11: TILE(11); break;
+        case 10: TILE(10); break;
+        case 9: TILE(9); break;
+        case 8: TILE(8); break;
+        case 7: TILE(7); break;
+        case 6: TILE(6); break;
+#endif
         case 5: TILE(5); break;
         case 4: TILE(4); break;
         case 3: TILE(3); break;
@@ -225,13 +237,16 @@ VECTORS void conv_image_grads(size_t n, const Shape *s, const float *images, con
     }
 }
 
+#ifndef AVX512 /* what follows waits for memory */
+
 /* A dense layer: each output is a dot product with a row of the weight, which is outputs x inputs.
    Where a worker acts, its weight is rarely in the cache. So whoever is the first to need rows of it
    asks for the next ones meanwhile. */
 enum { OUTPUTS = 4, TOGETHER = 3 };
 
-/* c[r][k] += a[r] . b[k], for `rows` r and OUTPUTS k of n numbers each, one after the other. */
-INLINE void dots(size_t rows, int is_first, size_t n, const float *a, const float *b, float *c,
+/* c[r][k] += a[r] . b[k], for `rows` r and OUTPUTS k of n numbers each, one after the other. `next` is what
+   b will be, or 0: it is asked for already. */
+INLINE void dots(size_t rows, const float *next, size_t n, const float *a, const float *b, float *c,
                  size_t c_row)
 {
     vector sum[TOGETHER][OUTPUTS];
@@ -239,9 +254,9 @@ INLINE void dots(size_t rows, int is_first, size_t n, const float *a, const floa
         for (size_t k = 0; k < OUTPUTS; k++)
             sum[r][k] = (vector){0};
     for (size_t x = 0; x < n; x += WIDTH) {
-        if (is_first)
+        if (next)
             for (size_t k = 0; k < OUTPUTS; k++)
-                __builtin_prefetch(b + (OUTPUTS + k) * n + x, 0, 2);
+                __builtin_prefetch(next + k * n + x, 0, 2);
         for (size_t r = 0; r < rows; r++)
             for (size_t k = 0; k < OUTPUTS; k++)
                 sum[r][k] += *(const vector *)(a + r * n + x) * *(const vector *)(b + k * n + x);
@@ -253,22 +268,90 @@ INLINE void dots(size_t rows, int is_first, size_t n, const float *a, const floa
 }
 
 /* results = relu(images * weight^T + bias); of images of a multiple of WIDTH numbers, and a multiple
-   of OUTPUTS results. */
-VECTORS void dense_forward(size_t n, size_t inputs, size_t outputs, const float *images,
-                           const float *weight, const float *bias, float *results)
+   of OUTPUTS results. The weight is larger than a core's cache: a pass that goes the other way than the
+   one before finds in the cache what that read last. */
+VECTORS void dense_forward(size_t n, size_t inputs, size_t outputs, size_t backwards,
+                           const float *images, const float *weight, const float *bias, float *results)
 {
     for (size_t i = 0; i < n; i++)
         memcpy(results + i * outputs, bias, outputs * sizeof *bias);
-    for (size_t o = 0; o < outputs; o += OUTPUTS, weight += OUTPUTS * inputs) {
+    ptrdiff_t step = backwards ? -OUTPUTS : OUTPUTS;
+    size_t o = backwards ? outputs - OUTPUTS : 0;
+    for (size_t count = outputs / OUTPUTS; count--; o += step) {
+        const float *rows = weight + o * inputs, *next = rows + step * (ptrdiff_t)inputs;
         size_t i = 0;
         for (; i + TOGETHER <= n; i += TOGETHER)
             if (i)
-                dots(TOGETHER, 0, inputs, images + i * inputs, weight, results + i * outputs + o, outputs);
+                dots(TOGETHER, 0, inputs, images + i * inputs, rows, results + i * outputs + o, outputs);
             else
-                dots(TOGETHER, 1, inputs, images, weight, results + o, outputs);
+                dots(TOGETHER, next, inputs, images, rows, results + o, outputs);
         for (; i < n; i++)
-            dots(1, 0, inputs, images + i * inputs, weight, results + i * outputs + o, outputs);
+            dots(1, 0, inputs, images + i * inputs, rows, results + i * outputs + o, outputs);
     }
     for (size_t i = 0; i < n * outputs; i++)
         results[i] = results[i] < 0 ? 0 : results[i]; /* nan stays nan */
 }
+
+/* Its gradient by the images: of each image the sum of the weight's rows, times what is in `grads` for
+   them. The weight is read once, ADDED rows at a time; the images' gradients stay in the cache. */
+enum { ADDED = 16, MOST = 5 };
+
+/* c[r] (+)= the sum of a[r][k] b[row[k]], for `rows` r and ADDED k, one after the other. */
+INLINE void add_rows(size_t rows, int is_first, size_t n, float a[MOST][ADDED], const float *b,
+                     const size_t *row, float *c)
+{
+    vector sum[MOST][COLUMNS / WIDTH];
+    for (size_t x = 0; x < n; x += COLUMNS) {
+        for (size_t r = 0; r < rows; r++)
+            for (size_t i = 0; i < COLUMNS / WIDTH; i++)
+                sum[r][i] = is_first ? (vector){0} : *(const vector *)(c + r * n + x + i * WIDTH);
+        for (size_t k = 0; k < ADDED; k++)
+            for (size_t r = 0; r < rows; r++)
+                for (size_t i = 0; i < COLUMNS / WIDTH; i++)
+                    sum[r][i] += a[r][k] * *(const vector *)(b + row[k] * n + x + i * WIDTH);
+        for (size_t r = 0; r < rows; r++)
+            for (size_t i = 0; i < COLUMNS / WIDTH; i++)
+                *(vector *)(c + r * n + x + i * WIDTH) = sum[r][i];
+    }
+}
+
+/* Write to `row` the outputs whose gradient is not 0 for all n images, one at least; return how
+   many. Half of a trained layer's are 0, after a ReLU: their rows of the weight need not be read. */
+INLINE size_t take_rows(size_t n, size_t outputs, const float *grads, size_t *row)
+{
+    size_t count = 0;
+    for (size_t o = 0; o < outputs; o++) {
+        int is_live = 0;
+        for (size_t i = 0; i < n; i++)
+            is_live |= grads[i * outputs + o] != 0; /* nan is not */
+        row[count] = o;
+        count += is_live != 0;
+    }
+    return count ? count : 1;
+}
+
+/* image_grads = grads * weight; of a multiple of COLUMNS numbers, and a multiple of ADDED results. */
+VECTORS void dense_image_grads(size_t n, size_t inputs, size_t outputs, const float *weight,
+                               const float *grads, float *image_grads)
+{
+    size_t row[outputs + ADDED], count = take_rows(n, outputs, grads, row);
+    float a[MOST][ADDED];
+    for (size_t k = 0; k < ADDED; k++)
+        row[count + k] = row[0]; /* with gradient 0 */
+#define ADD(rows) add_rows(rows, !o, inputs, a, weight, row + o, image_grads + i * inputs)
+    for (size_t o = 0; o < count; o += ADDED)
+        for (size_t i = 0; i < n; i += MOST) {
+            for (size_t r = 0; r < MOST && i + r < n; r++)
+                for (size_t k = 0; k < ADDED; k++)
+                    a[r][k] = o + k < count ? grads[(i + r) * outputs + row[o + k]] : 0;
+            switch (n - i) {
+            case 1: ADD(1); break;
+            case 2: ADD(2); break;
+            case 3: ADD(3); break;
+            case 4: ADD(4); break;
+            default: ADD(5);
+            }
+        }
+#undef ADD
+}
+#endif

@@ -17,7 +17,6 @@ import numpy as np
 from mpi_rl.compiled.sources import version
 from mpi_rl.errors import UserError
 
-PAGE = 4096  # bytes; vectors that one pass goes through should be apart in theirs
 NONE, STALE = "none", "stale"
 
 
@@ -72,7 +71,7 @@ def bound(name: str, *arguments: np.ndarray | int) -> Callable[..., Any]:
 
     What is left for each call are its last ones, float.
     """
-    function, words = getattr(_LIBRARY, name), [_as_c(argument) for argument in arguments]
+    function, words = _function(name), [_as_c(argument) for argument in arguments]
     alive = arguments  # as long as their addresses are in use
 
     def call(*numbers: float) -> Any:
@@ -80,6 +79,21 @@ def bound(name: str, *arguments: np.ndarray | int) -> Callable[..., Any]:
         return function(*words, *map(ctypes.c_float, numbers))
 
     return call
+
+
+def start_threads(count: int) -> int:
+    """Have ``count`` threads, this one among them, share long vectors; return how many there are.
+
+    That is for update rules, and for ``mix`` and ``copy``; all of them sleep in between.
+    """
+    return int(_LIBRARY.start_threads(ctypes.c_size_t(count))) if AVAILABLE and _LIBRARY else 1
+
+
+@functools.cache
+def _function(name: str) -> Callable[..., Any]:
+    """Return C function ``name``, for AVX-512 if there is one and the processor has that."""
+    wide = getattr(_LIBRARY, f"{name}_avx512", None)
+    return wide if wide and getattr(_LIBRARY, "has_avx512")() else getattr(_LIBRARY, name)
 
 
 def _as_c(argument: np.ndarray | int) -> ctypes.c_void_p | ctypes.c_size_t:

@@ -14,6 +14,8 @@ from mpi_rl.envs.make import make_envs
 from mpi_rl.envs.spec import EnvSpec
 from mpi_rl.learning.losses import Losses, actor_critic_loss
 from mpi_rl.learning.returns import n_step_returns, standardized
+from mpi_rl.networks.factors import Layout
+from mpi_rl.networks.layers import layers
 from mpi_rl.networks.make import make_network
 from mpi_rl.networks.network import NetworkSpec
 
@@ -80,15 +82,18 @@ class Agent:
         network: NetworkSpec,
         pairs: Sequence[tuple[np.ndarray, np.ndarray]],
         rng: np.random.Generator,
+        layout: Layout | None = None,
     ) -> None:
         """Take the vectors, (P,), of parameters and gradients; where there are ``pairs``, by turns.
 
-        The agent begins with the first pair.
+        The agent begins with the first pair. Where a ``layout`` of pushes is given, it has what is
+        written as gradients, (F,).
         """
+        self._layout = layout or Layout(layers(network))
         self.rng, self._config = rng, config
         steps, envs = config.n_steps, config.envs_per_worker
         # A time for each step, one for what the last step led to, and one for other observations.
-        self._networks = [make_network(network, *pairs[0], steps + 2, envs)]
+        self._networks = [make_network(network, *pairs[0], steps + 2, envs, self._layout)]
         for pair in pairs[1:]:
             self._networks.append(copy.copy(self._networks[0]))
             self._networks[-1].bind(*pair)
@@ -170,7 +175,7 @@ class Agent:
         return noise
 
     def learn(self, rollout: Rollout) -> tuple[Losses, float]:
-        """Write the gradient of the last rollout's loss into the grads of the pair in use.
+        """Write the gradient of the last rollout's loss, or its factors, into the pair in use.
 
         Returns the loss's terms and the gradient's norm. Raises FloatingPointError if that is not
         finite.
@@ -190,7 +195,7 @@ class Agent:
             logits_grad, values_grad = logits_grad / len(values), values_grad / len(values)
         rows = slice(values.size)
         self._network.backward(rows, logits_grad.reshape(values.size, -1), values_grad.ravel())
-        grad_norm = math.sqrt(np.dot(self.grads, self.grads))
+        grad_norm = self._layout.norm(self.grads)
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
                 f"the gradient's norm is {grad_norm}: policy loss {losses.policy_loss:.4g}, "

@@ -1,97 +1,138 @@
-"""Update rules: how one gradient is applied to the flat parameter vector.
+"""Update rules: how what a worker pushes is applied to the flat parameter vector.
 
-Every rule is bound to a worker's gradient before it is used, ``update = rule.bind(grads, reply,
-worker)``. Then ``update(learning_rate, scale)`` changes the rule's parameters in place by ``scale``
-times that gradient, and writes the new ones to ``reply`` as well, which may be ``grads`` itself.
-Statistics lie in ``statistics``, arrays that the run file saves and restores in place. An update
-allocates nothing of size P.
+Every rule is bound to a worker's gradient, or to the factors that it is made of, before it is used:
+``update = rule.bind(grads, reply, worker)``. Then ``update(learning_rate, scale)`` changes the
+rule's parameters in place by ``scale`` times that gradient, and writes the new ones to ``reply`` as
+well, which may be ``grads`` itself. Statistics lie in ``statistics``, arrays that the run file
+saves and restores in place. An update allocates nothing of size P.
 
 A rule is written twice: in NumPy, to be read, and in C, which does all of it in one pass over
-memory and is used where it has been built.
+memory, forms products there, and is used where it has been built.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mpi_rl.compiled import kernels
-from mpi_rl.compiled.kernels import PAGE
+from mpi_rl.compiled.memory import vector
 from mpi_rl.config import Config
+from mpi_rl.networks.factors import Layout, Part
 
 ADAM_BETAS = (0.9, 0.999)  # Kingma & Ba 2015
+_RULES = ("rmsprop", "adam", "sgd", "momentum_sgd")  # as update_rules.c numbers them
+_NUMBERS = ("scale", "learning_rate", "decay", "decay2", "epsilon", "correction", "weight_decay")
 
 Update = Callable[[float, float], None]  # of a learning rate and a scale
 
 
-class UpdateRule(Protocol):
-    """What changes parameters."""
+class UpdateRule:
+    """What changes ``params``, (P,), in place, by gradients as a ``layout`` of pushes has them."""
 
-    statistics: dict[str, np.ndarray]
+    def __init__(
+        self, name: str, params: np.ndarray, layout: Layout | None, **numbers: float
+    ) -> None:
+        """Take update_rules.c's name for the rule, and those of its numbers that never change."""
+        self.params, self.statistics = params, dict[str, np.ndarray]()
+        self._name, self._layout = name, layout
+        self._d, self._scratch = _Scratch(params), _Scratch(params)
+        self._numbers: np.void = np.zeros(1, [(each, "f4") for each in _NUMBERS])[0]
+        for each, number in numbers.items():
+            self._numbers[each] = number
 
     def bind(self, grads: np.ndarray, reply: np.ndarray, worker: int) -> Update:
         """Return what applies the gradient that ``worker`` (0-based) will have in ``grads``."""
+        vectors = self._vectors(worker)
+        if kernels.AVAILABLE:
+            return self._compiled(grads, reply, vectors)
+        factored = self._layout if self._layout and self._layout.has_factors else None
+
+        def update(learning_rate: float, scale: float) -> None:
+            rate, correction = self._corrected(learning_rate)
+            d = factored.gradient(grads, out=self._d()) if factored else grads
+            d = np.multiply(d, np.float32(scale), out=self._d())
+            self._step(d, vectors, np.float32(rate), np.float32(correction))
+            np.copyto(reply, self.params)
+
+        return update
+
+    def _compiled(
+        self, grads: np.ndarray, reply: np.ndarray, vectors: Sequence[np.ndarray]
+    ) -> Update:
+        layout, numbers, params = self._layout, self._numbers, self.params
+        parts = np.array(layout.parts if layout else [Part(0, params.size, 0)], np.uintp)
+        arrays = parts, numbers, params, *[*vectors, params, params][:2], grads, reply
+        sizes = _RULES.index(self._name), len(parts), layout.num_rows if layout else 0
+        addresses = [array.__array_interface__["data"][0] for array in arrays]
+        run = kernels.bound("update", np.array([*sizes, *addresses], np.uintp))
+
+        def update(learning_rate: float, scale: float) -> None:
+            assert arrays  # alive, as long as their addresses are in use
+            numbers["scale"] = scale
+            numbers["learning_rate"], numbers["correction"] = self._corrected(learning_rate)
+            run()
+
+        return update
+
+    def _vectors(self, worker: int) -> Sequence[np.ndarray]:
+        """Return the statistics, (P,), that a worker's gradients change."""
+        raise AssertionError("rules say which")
+
+    def _corrected(self, learning_rate: float) -> tuple[float, float]:
+        """Return an update's learning rate, and Adam's correction."""
+        return learning_rate, 1.0
+
+    def _step(
+        self, d: np.ndarray, vectors: Sequence[np.ndarray], rate: np.float32, correction: np.float32
+    ) -> None:
+        """Change the parameters by a gradient d, (P,), which may be overwritten."""
+        raise AssertionError("rules say how")
 
 
-class SharedRMSProp:
+class SharedRMSProp(UpdateRule):
     """g <- decay g + (1 - decay) d^2; params <- params - learning_rate d / sqrt(g + epsilon).
 
     Mnih et al. 2016, equations S2 and S3: one g for all workers, and epsilon **inside** the root,
     where torch has it outside.
     """
 
-    def __init__(self, params: np.ndarray, decay: float, epsilon: float) -> None:
-        self.statistics = {"mean_square": _statistic(params, 1)}
-        self._params, self._decay, self._epsilon = params, decay, epsilon
-        self._d, self._scratch = _Scratch(params), _Scratch(params)
-
-    def bind(self, grads: np.ndarray, reply: np.ndarray, worker: int) -> Update:
-        """See ``UpdateRule``."""
-        if not kernels.AVAILABLE:
-            return partial(self._update, grads, reply)
-        vectors = self._params, self.statistics["mean_square"], grads, reply
-        run, numbers = kernels.bound("rmsprop", grads.size, *vectors), (self._decay, self._epsilon)
-        return lambda learning_rate, scale: run(scale, *numbers, learning_rate)
-
-    def _update(
-        self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float
+    def __init__(
+        self, params: np.ndarray, layout: Layout | None, decay: float, epsilon: float
     ) -> None:
-        params, g = self._params, self.statistics["mean_square"]
-        d = np.multiply(grads, np.float32(scale), out=self._d())
+        super().__init__("rmsprop", params, layout, decay=decay, epsilon=epsilon)
+        self.statistics = {"mean_square": vector(params.size, 1)}
+        self._decay, self._epsilon = decay, epsilon
+
+    def _vectors(self, worker: int) -> Sequence[np.ndarray]:
+        return [self.statistics["mean_square"]]
+
+    def _step(
+        self, d: np.ndarray, vectors: Sequence[np.ndarray], rate: np.float32, correction: np.float32
+    ) -> None:
+        (g,) = vectors
         square = np.multiply(d, d, out=self._scratch())
         g *= np.float32(self._decay)
         g += np.multiply(square, np.float32(1 - self._decay), out=square)
         root = np.sqrt(np.add(g, np.float32(self._epsilon), out=square), out=square)
-        params -= np.multiply(np.divide(d, root, out=d), np.float32(learning_rate), out=d)
-        np.copyto(reply, params)
+        self.params -= np.multiply(np.divide(d, root, out=d), rate, out=d)
 
 
-class SharedAdam:
+class SharedAdam(UpdateRule):
     """Adam (Kingma & Ba 2015, algorithm 1) with one set of moments for all workers."""
 
-    def __init__(self, params: np.ndarray, epsilon: float) -> None:
+    def __init__(self, params: np.ndarray, layout: Layout | None, epsilon: float) -> None:
+        decay, decay2 = ADAM_BETAS
+        super().__init__("adam", params, layout, decay=decay, decay2=decay2, epsilon=epsilon)
         self.statistics = {
-            "first_moment": _statistic(params, 1),
-            "second_moment": _statistic(params, 2),
+            "first_moment": vector(params.size, 1),
+            "second_moment": vector(params.size, 2),
             "num_updates": np.zeros(1),
         }
-        self._params, self._epsilon = params, epsilon
-        self._d, self._scratch = _Scratch(params), _Scratch(params)
+        self._epsilon = epsilon
 
-    def bind(self, grads: np.ndarray, reply: np.ndarray, worker: int) -> Update:
-        """See ``UpdateRule``."""
-        if not kernels.AVAILABLE:
-            return partial(self._update, grads, reply)
-        m, v = self.statistics["first_moment"], self.statistics["second_moment"]
-        run = kernels.bound("adam", grads.size, self._params, m, v, grads, reply)
-
-        def update(learning_rate: float, scale: float) -> None:
-            rate, correction = self._corrected(learning_rate)
-            run(scale, *ADAM_BETAS, correction, self._epsilon, rate)
-
-        return update
+    def _vectors(self, worker: int) -> Sequence[np.ndarray]:
+        return [self.statistics["first_moment"], self.statistics["second_moment"]]
 
     def _corrected(self, learning_rate: float) -> tuple[float, float]:
         """Count an update; return its rate, and what divides the root of the second moment."""
@@ -99,24 +140,21 @@ class SharedAdam:
         t, (beta1, beta2) = float(self.statistics["num_updates"][0]), ADAM_BETAS
         return learning_rate / (1 - beta1**t), math.sqrt(1 - beta2**t)
 
-    def _update(
-        self, grads: np.ndarray, reply: np.ndarray, learning_rate: float, scale: float
+    def _step(
+        self, d: np.ndarray, vectors: Sequence[np.ndarray], rate: np.float32, correction: np.float32
     ) -> None:
-        (rate, correction), (beta1, beta2) = self._corrected(learning_rate), ADAM_BETAS
-        params, m, v = self._params, *list(self.statistics.values())[:2]
-        d = np.multiply(grads, np.float32(scale), out=self._d())
+        (m, v), (beta1, beta2) = vectors, ADAM_BETAS
         square = np.multiply(d, d, out=self._scratch())
         m *= np.float32(beta1)
         m += np.multiply(d, np.float32(1 - beta1), out=d)
         v *= np.float32(beta2)
         v += np.multiply(square, np.float32(1 - beta2), out=square)
-        root = np.divide(np.sqrt(v, out=square), np.float32(correction), out=square)
+        root = np.divide(np.sqrt(v, out=square), correction, out=square)
         root += np.float32(self._epsilon)
-        params -= np.multiply(np.divide(m, root, out=d), np.float32(rate), out=d)
-        np.copyto(reply, params)
+        self.params -= np.multiply(np.divide(m, root, out=d), rate, out=d)
 
 
-class MomentumSGD:
+class MomentumSGD(UpdateRule):
     """v_w <- momentum v_w + d + weight_decay params; params <- params - learning_rate v_w.
 
     torch.optim.SGD's rule, with one velocity per worker w as in the Genkidama code, whose
@@ -124,52 +162,31 @@ class MomentumSGD:
     """
 
     def __init__(
-        self, params: np.ndarray, momentum: float, weight_decay: float, num_workers: int
+        self,
+        params: np.ndarray,
+        layout: Layout | None,
+        momentum: float,
+        weight_decay: float,
+        num_workers: int,
     ) -> None:
+        name, numbers = "momentum_sgd" if momentum else "sgd", {"weight_decay": weight_decay}
+        super().__init__(name, params, layout, decay=momentum, **numbers)
         velocities = np.zeros((num_workers if momentum else 0, params.size), np.float32)
         self.statistics = {"velocity": velocities}
-        self._params, self._momentum, self._weight_decay = params, momentum, weight_decay
-        self._d, self._scratch = _Scratch(params), _Scratch(params)
+        self._momentum, self._weight_decay = momentum, weight_decay
 
-    def bind(self, grads: np.ndarray, reply: np.ndarray, worker: int) -> Update:
-        """See ``UpdateRule``."""
-        velocity = [*self.statistics["velocity"][worker : worker + 1]]  # none without momentum
-        if not kernels.AVAILABLE:
-            return partial(self._update, grads, reply, velocity)
-        name, numbers = "sgd", [self._weight_decay]
-        if velocity:
-            name, numbers = "momentum_sgd", [self._weight_decay, self._momentum]
-        run = kernels.bound(name, grads.size, self._params, *velocity, grads, reply)
-        return lambda learning_rate, scale: run(scale, *numbers, learning_rate)
+    def _vectors(self, worker: int) -> Sequence[np.ndarray]:
+        return [*self.statistics["velocity"][worker : worker + 1]]  # none without momentum
 
-    def _update(
-        self,
-        grads: np.ndarray,
-        reply: np.ndarray,
-        velocity: list[np.ndarray],
-        learning_rate: float,
-        scale: float,
+    def _step(
+        self, d: np.ndarray, vectors: Sequence[np.ndarray], rate: np.float32, correction: np.float32
     ) -> None:
-        params = self._params
-        d = np.multiply(grads, np.float32(scale), out=self._d())
-        d += np.multiply(params, np.float32(self._weight_decay), out=self._scratch())
-        for v in velocity:
+        d += np.multiply(self.params, np.float32(self._weight_decay), out=self._scratch())
+        for v in vectors:
             v *= np.float32(self._momentum)
             v += d
             np.copyto(d, v)
-        params -= np.multiply(d, np.float32(learning_rate), out=d)
-        np.copyto(reply, params)
-
-
-def _statistic(params: np.ndarray, place: int) -> np.ndarray:
-    """Return zeros like ``params``, ``place`` quarters of a memory page, 1 to 3, further in theirs.
-
-    A processor that writes to one vector and then reads from another at the same place of a page
-    first has to find out that they are not the same: that would cost a fifth of an update's time.
-    """
-    room = np.zeros(params.size + PAGE // params.itemsize, params.dtype)
-    begin = (params.ctypes.data - room.ctypes.data + place * PAGE // 4) % PAGE // params.itemsize
-    return room[begin : begin + params.size]
+        self.params -= np.multiply(d, rate, out=d)
 
 
 class _Scratch:
@@ -184,13 +201,18 @@ class _Scratch:
         return self._vector
 
 
-def make_update_rule(config: Config, params: np.ndarray, num_workers: int) -> UpdateRule:
-    """Return the rule that a run's ``config`` asks for; it changes ``params``, (P,), in place."""
+def make_update_rule(
+    config: Config, params: np.ndarray, num_workers: int, layout: Layout | None = None
+) -> UpdateRule:
+    """Return the rule that a run's ``config`` asks for; it changes ``params``, (P,), in place.
+
+    Gradients are pushed as a ``layout`` has them; None: whole, (P,).
+    """
     if config.update_rule == "rmsprop":
-        return SharedRMSProp(params, config.rmsprop_decay, config.epsilon)
+        return SharedRMSProp(params, layout, config.rmsprop_decay, config.epsilon)
     if config.update_rule == "adam":
-        return SharedAdam(params, config.epsilon)
-    return MomentumSGD(params, config.momentum, config.weight_decay, num_workers)
+        return SharedAdam(params, layout, config.epsilon)
+    return MomentumSGD(params, layout, config.momentum, config.weight_decay, num_workers)
 
 
 def mix(params: np.ndarray, others: np.ndarray, share: float, scratch: np.ndarray) -> None:
@@ -200,8 +222,19 @@ def mix(params: np.ndarray, others: np.ndarray, share: float, scratch: np.ndarra
     """
     if not share:
         return
+    if kernels.AVAILABLE and others.dtype == np.float32:
+        kernels.bound("mix", params.size, params, others)(1 - share, share)
+        return
     params *= np.float32(1 - share)
     params += np.multiply(others, np.float32(share), out=scratch)
+
+
+def copy(params: np.ndarray, others: np.ndarray) -> None:
+    """params <- others, (P,), shared out over the server's threads if neither is rounded."""
+    if kernels.AVAILABLE and params.dtype == others.dtype == np.float32:
+        kernels.bound("copy", params.size, params, others)()
+    else:
+        np.copyto(params, others)
 
 
 def clipping(grad_norm: float, max_grad_norm: float) -> float:

@@ -6,16 +6,19 @@ paper's arrangement, a library's way to its kernels takes longer than the kernel
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from mpi_rl.compiled import kernels
+from mpi_rl.networks.factors import Factors, Layout, write_weight_grad
 from mpi_rl.networks.layers import Layer, layers, views
 from mpi_rl.networks.network import NetworkSpec, Rows
 
 COLUMNS = 16  # convnet.c's tiles are so wide
 PIXELS = 84  # and its rows of bytes so long
+FEW_ROWS = 64  # of more, BLAS is as fast: what it copies the weight for pays
 
 
 class _Arrays(NamedTuple):
@@ -23,7 +26,7 @@ class _Arrays(NamedTuple):
 
     weight: np.ndarray  # (out, in) or, of a convolution, (side, side, in, out)
     bias: np.ndarray  # (out,)
-    weight_grad: np.ndarray
+    weight_grad: np.ndarray | Factors
     bias_grad: np.ndarray
 
 
@@ -56,9 +59,11 @@ class ConvNet:
         grads: np.ndarray,
         num_times: int,
         num_envs: int,
+        layout: Layout | None = None,
     ) -> None:
         rows, (*convolutions, hidden, _, _) = num_times * num_envs, layers(spec)
         self._spec, self._convs = spec, list[_Conv]()
+        self._layout = layout or Layout(layers(spec))
         images = np.zeros((rows, *spec.observation_shape), np.uint8)
         for layer in convolutions:
             self._convs.append(_conv(layer, images))
@@ -71,10 +76,11 @@ class ConvNet:
 
     def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
         """See ``Network``."""
-        pairs = zip(views(self._spec, params), views(self._spec, grads))
+        pairs = zip(views(self._spec, params), self._layout.views(grads))
         stack = [_Arrays(*ours, *theirs) for ours, theirs in pairs]
         *self._kernels, self._hidden, self._policy, self._value = stack
         num_times, num_envs, _ = self._features.shape
+        self._backs = dict[tuple[int | None, ...] | None, list[Callable[..., object]]]()
         self._times = [self._at(time, num_envs) for time in range(num_times)]
 
     def _at(self, time: int, num_envs: int) -> _Time:
@@ -90,10 +96,9 @@ class ConvNet:
         weight, bias, *_ = self._hidden
         outputs, inputs = weight.shape
         assert inputs % COLUMNS == outputs % COLUMNS == 0, "convnet.c has no such tiles"
-        sizes, features = (num_envs, inputs, outputs), self._features[time]
-        forwards.append(
-            kernels.bound("dense_forward", *sizes, self._flat[rows], weight, bias, features)
-        )
+        backwards, features = time % 2, self._features[time]
+        run = num_envs, inputs, outputs, backwards, self._flat[rows], weight, bias, features
+        forwards.append(kernels.bound("dense_forward", *run))
         return _Time(self._convs[0].inputs[rows], forwards, features, self._logits[time])
 
     @property
@@ -127,7 +132,8 @@ class ConvNet:
             conv.outputs[rows] = images = found
         weight, bias, *_ = self._hidden
         flat, (outputs, inputs) = images.reshape(count, -1), weight.shape
-        kernels.bound("dense_forward", count, inputs, outputs, flat, weight, bias, features)()
+        sizes = count, inputs, outputs, 0
+        kernels.bound("dense_forward", *sizes, flat, weight, bias, features)()
         self._by_row(self._features)[rows] = features
         heads = [features @ head.weight.T + head.bias for head in (self._policy, self._value)]
         return heads[0], heads[1][:, 0]
@@ -147,20 +153,46 @@ class ConvNet:
             (self._value, by_values, features),
             (self._hidden, by_features, flat),
         ):
-            np.matmul(above.T, inputs, out=weight_grad)
+            write_weight_grad(weight_grad, inputs, above)
             above.sum(axis=0, out=bias_grad)
         top = self._convs[-1]
-        np.matmul(by_features, self._hidden.weight, out=top.above.reshape(self._flat.shape)[:count])
-        kernels.bound("relu_grads", flat.size, flat, top.above)()
+        self._to_images(by_features, top.above.reshape(self._flat.shape)[:count])
+        for run in self._back(rows):
+            run()
+
+    def _back(self, rows: Rows) -> list[Callable[..., object]]:
+        """Return what goes back through the convolutions; for a slice it is made once."""
+        key = (rows.start, rows.stop, rows.step) if isinstance(rows, slice) else None
+        if key in self._backs:
+            return self._backs[key]
+        flat, top = self._flat[rows], self._convs[-1]
+        runs: list[Callable[..., object]]
+        runs = [kernels.bound("relu_grads", flat.size, flat, top.above)]
         below_each = [*reversed(self._convs[:-1]), None]
         for conv, kernel, below in zip(self._convs[::-1], self._kernels[::-1], below_each):
-            images, found = conv.inputs[rows], (kernel.weight_grad, kernel.bias_grad)
-            seen = count, conv.shape, images
-            kernels.bound("conv_weight_grads", *seen, conv.above, *found)()
+            weight_grad = kernel.weight_grad
+            assert isinstance(weight_grad, np.ndarray), "convolutions have no factors"
+            seen = len(flat), conv.shape, conv.inputs[rows]
+            found = weight_grad, kernel.bias_grad
+            runs.append(kernels.bound("conv_weight_grads", *seen, conv.above, *found))
             if below:
                 side, out, run = conv.turned.shape
-                np.copyto(conv.turned, kernel.weight.reshape(side, run, out).transpose(0, 2, 1))
-                kernels.bound("conv_image_grads", *seen, conv.turned, conv.above, below.above)()
+                turned = kernel.weight.reshape(side, run, out).transpose(0, 2, 1)
+                runs.append(partial(np.copyto, conv.turned, turned))
+                arrays = conv.turned, conv.above, below.above
+                runs.append(kernels.bound("conv_image_grads", *seen, *arrays))
+        if key:
+            self._backs[key] = runs
+        return runs
+
+    def _to_images(self, by_features: np.ndarray, above: np.ndarray) -> None:
+        """Write the gradient by the hidden layer's inputs, (M, in), from the one by its outputs."""
+        weight, (outputs, inputs) = self._hidden.weight, self._hidden.weight.shape
+        if 1 < len(above) <= FEW_ROWS:
+            run = len(above), inputs, outputs, weight, by_features, above
+            kernels.bound("dense_image_grads", *run)()
+        else:
+            np.matmul(by_features, weight, out=above)
 
 
 def _conv(layer: Layer, images: np.ndarray) -> _Conv:

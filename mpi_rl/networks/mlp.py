@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mpi_rl.networks.factors import Factors, Layout, write_weight_grad
 from mpi_rl.networks.layers import layers, views
 from mpi_rl.networks.network import NetworkSpec, Rows
 
@@ -14,7 +15,7 @@ class _Layer(NamedTuple):
 
     weight: np.ndarray  # (out, in)
     bias: np.ndarray  # (out,)
-    weight_grad: np.ndarray
+    weight_grad: np.ndarray | Factors
     bias_grad: np.ndarray
     outputs: np.ndarray  # (times, E, out)
 
@@ -29,8 +30,10 @@ class Mlp:
         grads: np.ndarray,
         num_times: int,
         num_envs: int,
+        layout: Layout | None = None,
     ) -> None:
         self._spec, rows = spec, (num_times, num_envs)
+        self._layout = layout or Layout(layers(spec))
         self._inputs = np.zeros((*rows, *spec.observation_shape), np.float32)
         self._outputs = [np.zeros((*rows, layer.outputs), np.float32) for layer in layers(spec)]
         tanh = spec.activation == "tanh"
@@ -46,7 +49,7 @@ class Mlp:
     def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
         """See ``Network``."""
         spec, parts = self._spec, dict[str, list[_Layer]](trunk=[], policy=[], value=[])
-        vectors = views(spec, params), views(spec, grads)
+        vectors = views(spec, params), self._layout.views(grads)
         for layer, ours, theirs, outputs in zip(layers(spec), *vectors, self._outputs):
             parts[layer.part].append(_Layer(*ours, *theirs, outputs))
         self._trunk, self._policy, self._value = parts.values()
@@ -120,7 +123,7 @@ class Mlp:
         below = [inputs, *(_flat(layer.outputs)[rows] for layer in stack[:-1])]
         for i in reversed(range(len(stack))):
             layer, x = stack[i], below[i]
-            np.matmul(grad.T, x, out=layer.weight_grad)
+            write_weight_grad(layer.weight_grad, x, grad)
             grad.sum(axis=0, out=layer.bias_grad)
             if i or to_inputs:
                 grad = grad @ layer.weight

@@ -37,7 +37,7 @@ class Network(Protocol):
         """What was seen, (times, E, *shape); a view."""
 
     def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
-        """Compute with other vectors, (P,), from now on.
+        """Compute with other vectors, (P,) and what gradients are written to, from now on.
 
         A copy.copy that is bound to others shares all but those.
         """
@@ -52,7 +52,7 @@ class Network(Protocol):
         """Return logits, (M, num_actions), and V, (M,), of M rows by the parameters as they are."""
 
     def backward(self, rows: Rows, logits_grad: np.ndarray, values_grad: np.ndarray) -> None:
-        """Write the gradient of a loss by the parameters over ``grads``.
+        """Write the gradient of a loss by the parameters, or its factors, over ``grads``.
 
         The arguments are its gradients by the logits, (M, num_actions), and by V, (M,), of M rows,
         as ``logits`` and ``values``, or ``forward``, last computed them.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from mpi_rl.networks.factors import Layout
 from mpi_rl.networks.layers import layers, views
 from mpi_rl.networks.network import NetworkSpec, Rows
 
@@ -21,7 +22,9 @@ class TorchNet:
         grads: np.ndarray,
         num_times: int,
         num_envs: int,
+        layout: Layout | None = None,
     ) -> None:
+        assert not layout or not layout.has_factors, "torch has whole gradients only"
         torch.set_num_threads(1)  # every rank has one core
         self._spec, self._layers = spec, layers(spec)
         self.bind(params, grads)

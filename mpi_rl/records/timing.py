@@ -11,6 +11,7 @@ from mpi_rl.transport.metrics import columns_of
 PHASES = tuple(column.name for column in columns_of("timing/worker") if column.name != "cpu")
 # Above these shares of the time, or below, there is something to be said.
 CORE_SHARED, SERVER_BUSY, WORKERS_WAIT, NETWORK_CALLS = 0.7, 0.7, 0.3, 0.4
+UPDATES = 0.5  # likewise, of the server's busy time
 
 # Seconds by name of the phase: a number, or one per worker.
 Seconds = Mapping[str, np.ndarray]
@@ -30,8 +31,14 @@ def busy_s(worker: Seconds) -> float:
 
 def server_load(server: Seconds) -> float:
     """Return the share of its time that the server was at work."""
-    whole = float(sum(np.sum(seconds) for seconds in server.values()))
-    return 1 - float(np.sum(server["idle"])) / whole if whole else 0.0
+    busy = busy_server_s(server)
+    whole = busy + float(np.sum(server["idle"]))
+    return busy / whole if whole else 0.0
+
+
+def busy_server_s(server: Seconds) -> float:
+    """Return the time that the server was at work."""
+    return float(sum(np.sum(seconds) for name, seconds in server.items() if name != "idle"))
 
 
 def in_words(phases: Mapping[str, float], load: float) -> str:
@@ -59,6 +66,12 @@ def advice(worker: Seconds, server: Seconds, config: Config, has_groups: bool) -
     if has_groups:  # whose members wait for one another
         return ""
     if load > SERVER_BUSY:
+        updates = float(np.sum(server["update"])) / busy_server_s(server)
+        if config.network != "mlp" and config.server_threads == 1 and updates > UPDATES:
+            return (
+                f"The server is busy {100 * load:.0f} % of the time, {100 * updates:.0f} % of that"
+                " with updates: --server-threads 2 or 4 will share them out, given as many cores"
+            )
         return (
             f"The server is busy {100 * load:.0f} % of the time: more workers will not help, more"
             " steps per push will (n_steps, envs_per_worker)"

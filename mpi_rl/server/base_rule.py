@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mpi_rl.config import Config
-from mpi_rl.learning.update_rules import clipping, make_update_rule
+from mpi_rl.learning.update_rules import Update, clipping, make_update_rule
+from mpi_rl.networks.factors import Layout
 from mpi_rl.transport.slots import Slot
 
 
@@ -40,9 +41,17 @@ class Rule:
     statistics: dict[str, np.ndarray]
 
     def __init__(
-        self, config: Config, params: np.ndarray, slots: Sequence[Slot], groups: Sequence[int]
+        self,
+        config: Config,
+        params: np.ndarray,
+        slots: Sequence[Slot],
+        groups: Sequence[int],
+        layout: Layout | None = None,
     ) -> None:
-        """Take the run's settings, the server's parameters, each worker's slot, and its group."""
+        """Take the run's settings, the server's parameters, each worker's slot, and its group.
+
+        A ``layout`` says where everything is in what is pushed, if that is no vector, (P,).
+        """
         self.config, self.params, self.slots, self.groups = config, params, slots, groups
         self.statistics, self.group_params = {}, np.zeros((0, params.size), np.float32)
 
@@ -59,21 +68,27 @@ class GradientRule(Rule):
     """A rule whose workers push gradients, to be applied by the run's update rule."""
 
     def __init__(
-        self, config: Config, params: np.ndarray, slots: Sequence[Slot], groups: Sequence[int]
+        self,
+        config: Config,
+        params: np.ndarray,
+        slots: Sequence[Slot],
+        groups: Sequence[int],
+        layout: Layout | None = None,
     ) -> None:
-        super().__init__(config, params, slots, groups)
-        rule = make_update_rule(config, params, len(slots))
+        super().__init__(config, params, slots, groups, layout)
+        rule = make_update_rule(config, params, len(slots), layout)
         self.statistics = rule.statistics
-        self._updates = [
-            [rule.bind(grads, answer, worker) for grads, answer in slot.exchanges]
-            for worker, slot in enumerate(slots)
-        ]
+        self._bind = rule.bind
+        self._updates: dict[tuple[int, int, Slot], Update] = {}  # of worker, half and outbox
 
     def apply(self, worker: int, learning_rate: float) -> None:
         """Apply the gradient in a worker's slot, clipped, and make the parameters its answer."""
         slot = self.slots[worker]
         scale = clipping(float(slot.header["grad_norm"]), self.config.max_grad_norm)
-        self._updates[worker][slot.half](learning_rate, scale)
+        key = worker, slot.half, slot.outbox
+        if key not in self._updates:
+            self._updates[key] = self._bind(slot.grads, slot.answer, worker)
+        self._updates[key](learning_rate, scale)
 
 
 class GroupRule(Rule):
@@ -85,9 +100,14 @@ class GroupRule(Rule):
     """
 
     def __init__(
-        self, config: Config, params: np.ndarray, slots: Sequence[Slot], groups: Sequence[int]
+        self,
+        config: Config,
+        params: np.ndarray,
+        slots: Sequence[Slot],
+        groups: Sequence[int],
+        layout: Layout | None = None,
     ) -> None:
-        super().__init__(config, params, slots, groups)
+        super().__init__(config, params, slots, groups, layout)
         self.group_params = np.tile(params, (len(set(groups)), 1))
         self.statistics = {"group_params": self.group_params}
         self.scratch = np.empty_like(params)

@@ -6,12 +6,14 @@ carries header and grads, or reply and params.
 
 Between its push and the reply a worker waits, so the server reads and writes the slot undisturbed:
 nothing is torn, and the version that a worker holds is exact. Ranks on the server's node are woken
-by a bell; others look again after ever longer sleeps (see ``waiting``).
+by a bell, also where they exchange by message; others look again after ever longer sleeps (see
+``waiting``).
 """
 
 import itertools
 import os
 import time
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -33,9 +35,10 @@ class _Link:
     ) -> None:
         self._comm, self._spin = comm, spin
         self._node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, key=comm.rank))
-        self._near = not by_message and self._node.allreduce(comm.rank, MPI.MIN) == SERVER
+        is_beside = self._node.allreduce(comm.rank, MPI.MIN) == SERVER
+        self._near = is_beside and not by_message
         self._window: MPI.Win | None = None
-        self.bell = Bell() if self._near else None
+        self.bell = Bell() if is_beside else None
         address = comm.bcast(self.bell and self.bell.address)  # the server's
         if self.bell and comm.rank != SERVER:
             self.bell.is_trusted = self.bell.find(SERVER, address)  # so far
@@ -69,8 +72,8 @@ class _Link:
 class WorkerLink(_Link):
     """A worker's end: fill header and grads, ``push``, ``pull``, find reply and params.
 
-    ``params`` and ``grads``, (P,), are the halves of its slot: ``half`` says which is which, and
-    may be another after a ``pull``.
+    ``params``, (P,), and ``grads``, (P,) or ``num_pushed`` numbers of what it is made of, are the
+    halves of its slot: ``half`` says which is which, and may be another after a ``pull``.
     """
 
     def __init__(
@@ -81,13 +84,15 @@ class WorkerLink(_Link):
         by_message: bool = False,
         spin: bool = False,
         dtype: str = "float32",
+        num_pushed: int | None = None,
     ) -> None:
-        num_bytes = Slot(num_params, max_episodes, dtype=dtype).num_bytes
+        num_bytes = Slot(num_params, max_episodes, None, dtype, num_pushed).num_bytes
         super().__init__(comm, num_bytes, by_message, spin)
         memory = self._memory(self._node.rank) if self._near else None
-        self._slot = slot = Slot(num_params, max_episodes, memory, dtype)
+        self._slot = slot = Slot(num_params, max_episodes, memory, dtype, num_pushed)
         if self._near:
             slot.share(slot.halves)
+        slot.grads[:] = 0  # rows of factors that no rollout has used are multiplied, by 0
         self.reply, self.header = slot.reply, slot.header
         self.header["worker"], self.reply["command"] = comm.rank - 1, Command.CONTINUE
         down, up = slot.messages(self._near)
@@ -110,7 +115,7 @@ class WorkerLink(_Link):
 
     @property
     def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Params and grads, (P,), for each ``half`` that there may be."""
+        """Params and grads for each ``half`` that there may be."""
         return self._slot.pairs
 
     @property
@@ -120,7 +125,7 @@ class WorkerLink(_Link):
 
     @property
     def grads(self) -> np.ndarray:
-        """What the next push takes along, (P,)."""
+        """What the next push takes along."""
         return self._slot.grads
 
     @property
@@ -149,7 +154,9 @@ class WorkerLink(_Link):
 
     def pull(self, parks: bool = False) -> np.void:
         """Wait for the answer to the push, the reply (and params), and return the reply."""
-        wait_until(lambda: MPI.Request.Testall(self._requests), self._spin, self.bell, parks)
+        everything = partial(MPI.Request.Testall, self._requests)
+        sent = None if self._near else self._requests[0].Test
+        wait_until(everything, self._spin, self.bell, parks, sent)
         self._sync()
         if self._slot.kind not in WITHOUT_PARAMS:
             self._slot.turn()
@@ -199,7 +206,9 @@ class ServerLink(_Link):
         by_message: bool = False,
         spin: bool = False,
         dtype: str = "float32",
+        num_pushed: int | None = None,
     ) -> None:
+        num_pushed = num_params if num_pushed is None else num_pushed
         super().__init__(comm, 0, by_message, spin)
         self.num_workers = comm.size - 1
         _, *gathered = comm.gather(None) or [None]
@@ -211,21 +220,28 @@ class ServerLink(_Link):
         ]
         comm.scatter(found)
         if self.bell:
-            self.bell.is_trusted = all(rings for _, _, rings, _ in gathered)
+            # It must look at messages again and again: its end, too, moves them.
+            self.bell.is_trusted = all(near and rings for near, _, rings, _ in gathered)
         self.slots: list[Slot] = []  # of each worker: its header is the last one that it has sent
-        self._receives, self._replies = [], []
+        self._receives: list[MPI.Prequest] = []
+        # Of each worker and whose reply it is sent: its slot's (without params), or an outbox's.
+        self._replies: dict[tuple[int, Slot], MPI.Prequest] = {}
+        self._free: list[Slot] = []  # outboxes: the last one has been used last, caches have it
+        self._lent: dict[int, Slot] = {}  # those being sent, to whom
+        self._make = partial(Slot, num_params, 0, None, dtype, 0)
         node_ranks = itertools.count(1)  # of the workers in the window, which keep their order
         for rank, (near, *_) in enumerate(gathered, start=1):
-            slot = Slot(0 if near else num_params, max_episodes, dtype=dtype)
+            slot = Slot(0, max_episodes, None, dtype, 0 if near else num_pushed)
             if near:  # the halves are the worker's own; header and reply, being sent, are not
                 memory = self._memory(next(node_ranks))
-                slot.share(Slot(num_params, max_episodes, memory, dtype).halves)
-            down, up = slot.messages(near)
+                theirs = Slot(num_params, max_episodes, memory, dtype, num_pushed)
+                slot.share(theirs.halves)
+            else:
+                slot.lend = self._lend
             self.slots.append(slot)
+            up = slot.messages(near)[1]
             self._receives.append(comm.Recv_init([up, MPI.BYTE], rank, Tag.PUSH))
-            self._replies.append(comm.Send_init([down, MPI.BYTE], rank, Tag.REPLY))
-        self._sends = self._replies.copy()  # each worker's last one
-        self._answers: dict[int, MPI.Prequest] = {}  # to reports: without params
+        self._sends = [self._request(*each) for each in enumerate(self.slots)]  # the last ones
         self._hurries: list[MPI.Request] = []
         MPI.Prequest.Startall(self._receives)
 
@@ -251,13 +267,14 @@ class ServerLink(_Link):
         rng_state: np.ndarray | None = None,
     ) -> None:
         """Answer the worker's push with its slot's ``answer``; STOP is a worker's last answer."""
-        slot, resumed = self.slots[worker], rng_state is not None
-        slot.say(version, step, command, resumed, rng_state if resumed else 0)
-        if slot.kind in WITHOUT_PARAMS:
-            self._sends[worker] = self._answering(worker)
-        else:
-            self._sends[worker] = self._replies[worker]
+        sent = slot = self.slots[worker]
+        if slot.kind not in WITHOUT_PARAMS:
             slot.turn()
+            if not slot.is_shared:
+                sent = self._lent[worker] = slot.send()
+        resumed = rng_state is not None
+        sent.say(version, step, command, resumed, rng_state if resumed else 0)
+        self._sends[worker] = self._request(worker, sent)
         if command != Command.STOP:
             self._receives[worker].Start()
         self._sync()
@@ -271,17 +288,23 @@ class ServerLink(_Link):
             ranks = range(1, self.num_workers + 1)
             self._hurries = [self._comm.Isend([None, MPI.BYTE], rank, Tag.HURRY) for rank in ranks]
 
-    def _answering(self, worker: int) -> MPI.Prequest:
-        if worker not in self._answers:
-            reply = self.slots[worker].messages(near=True)[0]
-            self._answers[worker] = self._comm.Send_init([reply, MPI.BYTE], worker + 1, Tag.REPLY)
-        return self._answers[worker]
+    def _request(self, worker: int, sent: Slot) -> MPI.Prequest:
+        if (worker, sent) not in self._replies:
+            message = [sent.messages(near=sent is self.slots[worker])[0], MPI.BYTE]
+            self._replies[worker, sent] = self._comm.Send_init(message, worker + 1, Tag.REPLY)
+        return self._replies[worker, sent]
+
+    def _lend(self) -> Slot:
+        """Return an outbox that no reply is being sent from: as few as can be are in use."""
+        for worker in [worker for worker in self._lent if self._sends[worker].Test()]:
+            self._free.append(self._lent.pop(worker))
+        return self._free.pop() if self._free else self._make()
 
     def close(self) -> None:
         """Leave together with all ranks, once every worker has been told to stop."""
         self.hurry()  # for those who still listen
         wait_until(lambda: MPI.Request.Testall([*self._sends, *self._hurries]))
-        self._close([*self._receives, *self._replies, *self._answers.values()])
+        self._close([*self._receives, *self._replies.values()])
 
 
 def node_name() -> str:
