@@ -181,7 +181,7 @@ class Config:
     # Run
     seed: int = setting(1, "of every random stream of the run", 0, 2**63 - 1)
     num_workers: int = setting(0, "workers that the job asks for (0: all ranks but the server)", 0)
-    server_threads: int = setting(1, "threads of the server; each needs a core on rank 0's node", 1)
+    server_threads: int = setting(1, "threads of the server, a core of rank 0's node each", 1, 256)
     growth: str = setting(
         "none",
         "when parked workers are admitted: schedule (at given steps), episode_duration (the longer"

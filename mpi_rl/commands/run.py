@@ -74,6 +74,18 @@ class Plan:
             return Layout(layers(self.network))
         return layout_of(self.options.config, self.network)
 
+    def link(self, layout: "Layout") -> dict[str, Any]:
+        """Return what both ends of a link are to be made with."""
+        options, config = self.options, self.options.config
+        return dict(
+            num_params=layout.num_params,
+            max_episodes=self.algorithm.max_episodes(config),
+            by_message=options.by_message,
+            spin=options.spin,
+            dtype=config.exchange_dtype,
+            num_pushed=layout.size,
+        )
+
 
 def serve_run(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     """Rank 0's part of a run; return its exit status."""
@@ -91,13 +103,12 @@ def serve_run(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
 
     options, config = plan.options, plan.options.config
     kernels.start_threads(config.server_threads)
-    params = vector(plan.layout.num_params)
+    layout = plan.layout
+    params = vector(layout.num_params)
     params[:] = initial_params(plan.network, config.seed)
     policy = growth(config, comm.size - 1)
     sleeping_barrier(comm)
-    layout, room = plan.layout, (params.size, plan.algorithm.max_episodes(config))
-    how: dict[str, Any] = dict(dtype=config.exchange_dtype, num_pushed=layout.size)
-    link = ServerLink(comm, *room, options.by_message, options.spin, **how)
+    link = ServerLink(comm, **plan.link(layout))
     rule = plan.algorithm.rule(config, params, link.slots, plan.groups, layout)
     origin = _origin(comm, plan, commit)
     recorder = Recorder(options.output, origin, config, link.places, rule, policy)
@@ -171,9 +182,7 @@ def work_run(comm: "MPI.Intracomm", plan: Plan) -> None:
     options, config = plan.options, plan.options.config
     sleeping_barrier(comm)
     layout = plan.layout
-    room = layout.num_params, plan.algorithm.max_episodes(config)
-    how: dict[str, Any] = dict(dtype=config.exchange_dtype, num_pushed=layout.size)
-    link = WorkerLink(comm, *room, options.by_message, options.spin, **how)
+    link = WorkerLink(comm, **plan.link(layout))
     try:
         while link.is_admitted():
             run = plan.env, plan.network, plan.groups, options.spin, layout

@@ -19,7 +19,8 @@ from mpi_rl.errors import UserError
 from mpi_rl.networks.layers import Layer, layers
 from mpi_rl.networks.network import NetworkSpec
 
-# Where factors pay; README, "Speed", has the measurements.
+# Where factors pay. An update of 677,943 parameters takes 320 us from their gradient, and 350, 380,
+# 520 and 800 us from factors of 1, 5, 16 and 32 rows (an Intel Xeon with AVX-512).
 MOST_ROWS = 16  # with more, forming the product takes the server longer than reading it
 LEAST_PRODUCT = 2**16  # numbers of a product, which a core's cache would hold
 LEAST_SHARE = 4  # a product is at least so many times as large as its factors

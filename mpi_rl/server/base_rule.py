@@ -54,6 +54,10 @@ class Rule:
         """
         self.config, self.params, self.slots, self.groups = config, params, slots, groups
         self.statistics, self.group_params = {}, np.zeros((0, params.size), np.float32)
+        self.prepare(layout)
+
+    def prepare(self, layout: Layout | None) -> None:
+        """Make what the rule has beside the parameters, if anything."""
 
     def start(self, worker: int) -> np.ndarray:
         """Return the parameters that ``worker`` starts, or goes on, with."""
@@ -67,16 +71,9 @@ class Rule:
 class GradientRule(Rule):
     """A rule whose workers push gradients, to be applied by the run's update rule."""
 
-    def __init__(
-        self,
-        config: Config,
-        params: np.ndarray,
-        slots: Sequence[Slot],
-        groups: Sequence[int],
-        layout: Layout | None = None,
-    ) -> None:
-        super().__init__(config, params, slots, groups, layout)
-        rule = make_update_rule(config, params, len(slots), layout)
+    def prepare(self, layout: Layout | None) -> None:
+        """See ``Rule``."""
+        rule = make_update_rule(self.config, self.params, len(self.slots), layout)
         self.statistics = rule.statistics
         self._bind = rule.bind
         self._updates: dict[tuple[int, int, Slot], Update] = {}  # of worker, half and outbox
@@ -99,18 +96,11 @@ class GroupRule(Rule):
     group itself was not.)
     """
 
-    def __init__(
-        self,
-        config: Config,
-        params: np.ndarray,
-        slots: Sequence[Slot],
-        groups: Sequence[int],
-        layout: Layout | None = None,
-    ) -> None:
-        super().__init__(config, params, slots, groups, layout)
-        self.group_params = np.tile(params, (len(set(groups)), 1))
+    def prepare(self, layout: Layout | None) -> None:
+        """See ``Rule``."""
+        self.group_params = np.tile(self.params, (len(set(self.groups)), 1))
         self.statistics = {"group_params": self.group_params}
-        self.scratch = np.empty_like(params)
+        self.scratch = np.empty_like(self.params)
 
     def start(self, worker: int) -> np.ndarray:
         """Return the parameters of the worker's group."""
