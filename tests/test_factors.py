@@ -39,8 +39,10 @@ def settings(**changes):
 def test_a_gradient_is_the_product_of_its_factors():
     layout = Layout([Layer("trunk", 3, 4)], num_rows=1, always=True)
     push = np.array([1, 2, 3, 10, 0, -1, 2, 5, 6, 7, 8], np.float32)  # x, delta, bias's gradient
-    expected = [10, 20, 30, 0, 0, 0, -1, -2, -3, 2, 4, 6, 5, 6, 7, 8]
-    assert layout.gradient(push, np.zeros(16, np.float32)).tolist() == expected
+    expected = [10, 20, 30, 0, 0, 0, -1, -2, -3, 2, 4, 6, 5, 6, 7, 8]  # weight (out, in), bias
+    gradient = layout.gradient(push, np.zeros(16, np.float32))
+    assert gradient.tolist() == [10, 0, -1, 2, 20, 0, -2, 4, 30, 0, -3, 6, 5, 6, 7, 8]
+    assert layout.to_file(gradient).tolist() == expected
     assert layout.norm(push) == pytest.approx(np.linalg.norm(expected))
 
 
@@ -61,6 +63,18 @@ def test_without_rows_a_push_is_the_gradient():
     push = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
     np.testing.assert_array_equal(layout.gradient(push, np.zeros_like(push)), push)
     assert layout.norm(push) == pytest.approx(np.linalg.norm(push.astype(float)))
+
+
+def test_run_files_have_every_weight_by_outputs():
+    layout, plain = Layout(STACK, 2, always=True), Layout(STACK)
+    params = np.arange(layout.num_params, dtype=np.float32)
+    for ours, theirs in zip(layout.weights(layout.from_file(params)), plain.weights(params)):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])
+    many = np.stack([params, -params])
+    assert not np.array_equal(layout.from_file(many), many)
+    np.testing.assert_array_equal(layout.to_file(layout.from_file(many)), many)
+    assert plain.to_file(many) is many
 
 
 def test_parts_cover_every_parameter_and_every_number_of_a_push_once():
@@ -119,13 +133,82 @@ def test_an_update_from_factors_equals_that_from_the_product(
         np.testing.assert_array_equal(reply, by_factors)
 
 
+class Pushes:
+    """Pushes of two workers, most of whose inputs are 0, to a rule without weight decay."""
+
+    def __init__(self, rule, momentum=0.0, layout=None, start=None):
+        self.layout = layout or Layout(STACK, 3, always=True)
+        self.params = np.ones(self.layout.num_params, np.float32) if start is None else start.copy()
+        config = settings(update_rule=rule, momentum=momentum, weight_decay=0.0, epsilon=0.1)
+        self.rule = make_update_rule(config, self.params, 2, self.layout)
+        self.pushes = [np.zeros(self.layout.size, np.float32) for _ in range(2)]
+        self.replies = [np.zeros_like(self.params) for _ in range(2)]
+        bound = enumerate(zip(self.pushes, self.replies))
+        self.updates = [self.rule.bind(*pair, worker) for worker, pair in bound]
+
+    def push(self, number, worker):
+        """Push, and look at the reply."""
+        rng = np.random.default_rng(number)
+        self.pushes[worker][:] = rng.normal(size=self.layout.size)
+        for weight, _ in self.layout.views(self.pushes[worker]):
+            if isinstance(weight, Factors):
+                weight.x[:, rng.random(weight.x.shape[1]) < 0.7] = 0
+                weight.x[rng.random(weight.x.shape) < 0.3] = 0
+        self.updates[worker](0.01, 0.5)
+        np.testing.assert_array_equal(self.replies[worker], self.params)
+
+
+@pytest.mark.parametrize("rule, momentum", RULES)
+def test_rows_of_inputs_that_are_0_are_left_out_to_the_same_bits(rule, momentum, monkeypatch):
+    sparse = Pushes(rule, momentum)
+    whole = property(lambda self: False)
+    with monkeypatch.context() as patch:
+        patch.setattr("mpi_rl.learning.update_rules.UpdateRule._is_sparse", whole)
+        dense = Pushes(rule, momentum)
+    for number in range(30):
+        worker = number % 5 == 0  # which lets the other's updates pass, five at a time
+        for pushes in (sparse, dense):
+            pushes.push(number, int(worker))
+        np.testing.assert_array_equal(sparse.params, dense.params)
+    if rule == "rmsprop":
+        at = [each.rule.statistics["mean_square"] for each in (sparse, dense)]
+        assert not np.array_equal(*at)  # something has been left for later
+    sparse.rule.settle()
+    for one, other in zip(sparse.rule.statistics.values(), dense.rule.statistics.values()):
+        np.testing.assert_array_equal(one, other)
+    for number in range(30, 36):
+        for pushes in (sparse, dense):
+            pushes.push(number, number % 2)
+        np.testing.assert_array_equal(sparse.params, dense.params)
+
+
+@pytest.mark.parametrize("missed", [1, 255, 256, 257, 3000, 30_000])
+def test_statistics_of_rows_left_out_decay_as_often_as_they_were(missed):
+    layout = Layout([Layer("trunk", 2, 80)], num_rows=1, always=True)
+    pushes = Pushes("rmsprop", layout=layout)
+    (x, delta), bias = layout.views(pushes.pushes[0])[0]
+    x[:], delta[:], bias[:] = [1, 1], 2, 0
+    pushes.updates[0](0.01, 1.0)
+    mean_square = pushes.rule.statistics["mean_square"][:160].reshape(2, 80)
+    expected = mean_square[0].copy()
+    x[:] = [0, 1]
+    for _ in range(missed):
+        pushes.updates[0](0.01, 1.0)
+        expected *= np.float32(0.99)
+    pushes.rule.settle()
+    np.testing.assert_array_equal(mean_square[0], expected)
+
+
 @pytest.mark.parametrize("rule, momentum", RULES)
 @pytest.mark.parametrize("rows", [0, 5])
 def test_threads_change_no_bit(rule, momentum, rows):
     layout, rng = Layout(layers(atari()), rows), np.random.default_rng(1)
     start = rng.normal(size=layout.num_params).astype(np.float32)
     push = rng.normal(size=layout.size).astype(np.float32)
-    config = settings(update_rule=rule, momentum=momentum, weight_decay=0.1, epsilon=0.1)
+    if rows:
+        x = layout.views(push)[2][0].x
+        x[:, ::3] = 0
+    config = settings(update_rule=rule, momentum=momentum, weight_decay=0.0, epsilon=0.1)
 
     def trained():
         params, reply = start.copy(), np.zeros_like(start)
@@ -149,18 +232,21 @@ def test_networks_write_factors_whose_product_is_their_gradient(spec, rows):
     grads, push = np.zeros_like(params), np.full(layout.size, 9, np.float32)
     networks = [
         make_network(spec, params, grads, times + 2, 1),
-        make_network(spec, params, push, times + 2, 1, layout),
+        make_network(spec, layout.from_file(params), push, times + 2, 1, layout),
     ]
     for count in (times, rows):  # what a longer rollout has left must not matter
         seen = rng.integers(255, size=(count, 1, *spec.observation_shape), dtype=np.uint8)
         above = rng.normal(size=(count, spec.num_actions)).astype(np.float32)
         by_values = rng.normal(size=count).astype(np.float32)
+        found = []
         for network in networks:
-            for time in range(count):
-                network.logits(time, seen[time])
+            logits = [network.logits(time, seen[time]).copy() for time in range(count)]
             network.values(0, count)
+            found += [(logits, network.forward(slice(count))[0][:, None])]
             network.backward(slice(count), above, by_values)
-        whole = layout.gradient(push, np.zeros_like(params))
+        for one, other in zip(*found):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        whole = layout.to_file(layout.gradient(push, np.zeros_like(params)))
         np.testing.assert_allclose(whole, grads, rtol=1e-4, atol=1e-4 * np.abs(grads).max())
 
 

@@ -7,6 +7,7 @@ import torch
 
 from mpi_rl.compiled import kernels
 from mpi_rl.learning.losses import actor_critic_loss
+from mpi_rl.networks.factors import Layout
 from mpi_rl.networks.layers import initial_params, layers, num_params, views
 from mpi_rl.networks.make import make_network
 from mpi_rl.networks.network import NetworkSpec
@@ -64,11 +65,12 @@ def observations(this, *shape, seed=0):
     return pictures * (rng.random(pictures.shape) < lit)
 
 
-def gradients(this, num_times, num_envs, played=3):
+def gradients(this, num_times, num_envs, played=3, factored=False):
     """Return outputs and gradients of a rollout of ``played`` times, ours and autograd's."""
-    rng, params = np.random.default_rng(1), initial_params(this, 1)
-    grads = np.full_like(params, np.nan)
-    network = make_network(this, params, grads, num_times, num_envs)
+    layout = Layout(layers(this), factored * num_times * num_envs, always=True)
+    rng, params = np.random.default_rng(1), layout.from_file(initial_params(this, 1))
+    grads = np.full(layout.size, 9 if factored else np.nan, np.float32)
+    network = make_network(this, params, grads, num_times, num_envs, layout)
     params *= 1.5  # the parameters change underneath, as the server's reply changes them
     seen = observations(this, played, num_envs)
     logits = np.stack([network.logits(t, seen[t]).copy() for t in range(played)])
@@ -78,20 +80,21 @@ def gradients(this, num_times, num_envs, played=3):
     _, by_logits, by_values = actor_critic_loss(logits, values, actions, returns, 0.05, 0.25)
     rows = slice(values.size)
     network.backward(rows, by_logits.reshape(values.size, -1), by_values.ravel())
-    reference = Reference(this, params)
+    reference = Reference(this, layout.to_file(params))
     expected = [x.detach().numpy() for x in reference(seen.reshape(-1, *this.observation_shape))]
     _, expected_grads = reference.gradient(seen, actions, returns, 0.05, 0.25)
-    ours = logits.reshape(expected[0].shape), values.ravel(), grads
+    whole = layout.to_file(layout.gradient(grads, np.zeros_like(params)))
+    ours = logits.reshape(expected[0].shape), values.ravel(), whole
     return ours, (*expected, expected_grads)
 
 
 @pytest.mark.parametrize("this", SPECS, ids=lambda this: f"{this.network}-{this.activation}")
 @pytest.mark.parametrize("num_envs", [1, 4])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_outputs_and_gradient_equal_autograds(this, num_envs, compiled, monkeypatch):
+@pytest.mark.parametrize("compiled, factored", [(True, True), (True, False), (False, False)])
+def test_outputs_and_gradient_equal_autograds(this, num_envs, compiled, factored, monkeypatch):
     assert kernels.AVAILABLE, "convnet.c was not built when the package was installed"
     monkeypatch.setattr(kernels, "AVAILABLE", compiled)
-    (*ours, grads), (*expected, expected_grads) = gradients(this, 5, num_envs)
+    (*ours, grads), (*expected, expected_grads) = gradients(this, 5, num_envs, factored=factored)
     for one, other in zip(ours, expected):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
     error = np.linalg.norm(grads - expected_grads) / np.linalg.norm(expected_grads)
@@ -157,30 +160,38 @@ def test_any_rows_of_what_was_seen_can_be_learned(this, rows, compiled, monkeypa
 
 
 @pytest.mark.parametrize("network", ["atari_2013", "atari_2015"])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 11, 64, 65])
-@pytest.mark.parametrize("num_live", [None, 16, 3, 0])  # units whose gradient is not 0
-def test_a_dense_layers_gradient_by_its_images_is_a_product(network, count, num_live):
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 11, 16])
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.0])  # of inputs that are not 0
+def test_a_dense_layer_that_skips_inputs_of_0_computes_products(network, count, share):
     this, rng = atari(network), np.random.default_rng(6)
-    params = initial_params(this, 1)
-    weight = views(this, params)[-3][0]
-    outputs, inputs = weight.shape
-    by_features = rng.normal(size=(count, outputs)).astype(np.float32)
-    by_features[:, rng.permutation(outputs)[num_live:outputs]] *= num_live is None
-    found = np.full((count, inputs), np.nan, np.float32)
-    make_network(this, params, np.zeros_like(params), 1, 1)._to_images(by_features, found)
-    np.testing.assert_allclose(found, by_features.astype(float) @ weight, rtol=1e-4, atol=1e-5)
+    layout = Layout(layers(this), count, always=True)
+    params = layout.from_file(initial_params(this, 1))
+    weight, bias = layout.weights(params)[-3]
+    net = make_network(this, params, np.zeros(layout.size, np.float32), count, 1, layout)
+    flat, found = net._flat, np.full((count, len(weight)), np.nan, np.float32)
+    flat[:] = rng.exponential(size=flat.shape) * (rng.random(flat.shape) < share)
+    above = rng.normal(size=(count, len(weight))).astype(np.float32)
+    net._dense_forward(flat, found)()
+    expected = flat.astype(float) @ weight.T + bias
+    np.testing.assert_allclose(found, expected.clip(0), rtol=1e-4, atol=1e-5)
+    net._convs[-1].above[:] = np.nan
+    net._to_images(above, flat)
+    expected = (above.astype(float) @ weight) * (flat > 0)
+    found = net._convs[-1].above.reshape(flat.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["atari_2013", "atari_2015"])
 @pytest.mark.parametrize("num_envs", [1, 4])
-def test_avx512_changes_no_bit(network, num_envs, monkeypatch):
+@pytest.mark.parametrize("factored", [True, False])
+def test_avx512_changes_no_bit(network, num_envs, factored, monkeypatch):
     library = kernels._LIBRARY
     if not library.has_avx512():
         pytest.skip("this processor has no AVX-512")
     assert kernels._function("conv_forward") == library.conv_forward_avx512
-    wide, _ = gradients(atari(network), 5, num_envs)
+    wide, _ = gradients(atari(network), 5, num_envs, factored=factored)
     monkeypatch.setattr(kernels, "_function", lambda name: getattr(library, name))
-    narrow, _ = gradients(atari(network), 5, num_envs)
+    narrow, _ = gradients(atari(network), 5, num_envs, factored=factored)
     for one, other in zip(wide, narrow):
         np.testing.assert_array_equal(one, other)
 

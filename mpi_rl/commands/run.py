@@ -105,7 +105,7 @@ def serve_run(comm: "MPI.Intracomm", plan: Plan, commit: dict[str, Any]) -> int:
     kernels.start_threads(config.server_threads)
     layout = plan.layout
     params = vector(layout.num_params)
-    params[:] = initial_params(plan.network, config.seed)
+    params[:] = layout.from_file(initial_params(plan.network, config.seed))
     policy = growth(config, comm.size - 1)
     sleeping_barrier(comm)
     link = ServerLink(comm, **plan.link(layout))

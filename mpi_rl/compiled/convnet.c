@@ -237,6 +237,134 @@ VECTORS void conv_image_grads(size_t n, const Shape *s, const float *images, con
     }
 }
 
+/* A dense layer whose weight is inputs x outputs, of multiples of LANES. Most of what it is given is 0, after a
+   ReLU: these rows of the weight are not read. Where a worker acts, the weight is rarely in the cache. */
+enum { SUMS = WIDTH < 16 ? 8 : 16, LANES = 16, NEAR = 2, PAIR = 2, MOST = 5 };
+
+/* Write to `given` the inputs that are not 0 in all n images, and the last of them NEAR times more;
+   return how many. */
+INLINE size_t take_given(size_t n, size_t inputs, const float *images, uint32_t *given)
+{
+    size_t count = 0;
+    int is_given[inputs];
+    for (size_t i = 0; i < inputs; i++)
+        is_given[i] = images[i] != 0; /* nan is not */
+    for (size_t r = 1; r < n; r++)
+        for (size_t i = 0; i < inputs; i++)
+            is_given[i] |= images[r * inputs + i] != 0;
+    for (size_t i = 0; i < inputs; i++) {
+        given[count] = (uint32_t)i;
+        count += (size_t)is_given[i];
+    }
+    for (size_t k = 0; k < NEAR; k++)
+        given[count + k] = given[count ? count - 1 : 0];
+    return count;
+}
+
+/* sum[k] += the sum of x[i] times row i of the weight, for `vectors` k, and `count` given i. */
+INLINE void add_rows(size_t vectors, size_t count, const uint32_t *given, const float *x,
+                     const float *weight, size_t outputs, vector *sum)
+{
+    for (size_t i = 0; i < count; i++) {
+        const float *row = weight + given[i] * outputs, *next = weight + given[i + NEAR] * outputs;
+        for (size_t k = 0; k < vectors; k++) {
+            if (k * WIDTH % LANES == 0)
+                __builtin_prefetch(next + k * WIDTH);
+            sum[k] += x[given[i]] * *(const vector *)(row + k * WIDTH);
+        }
+    }
+}
+
+/* results = relu(images * weight + bias); each sum has its terms one after the other. */
+VECTORS void sparse_forward(size_t n, size_t inputs, size_t outputs, const float *images,
+                            const float *weight, const float *bias, float *results)
+{
+    uint32_t given[inputs + NEAR];
+    for (; n--; images += inputs, results += outputs) {
+        size_t count = take_given(1, inputs, images, given);
+        for (size_t o = 0, run; o < outputs; o += run * WIDTH) {
+            vector sum[SUMS];
+            run = o + SUMS * WIDTH <= outputs ? SUMS : LANES / WIDTH;
+            memcpy(sum, bias + o, run * sizeof *sum);
+            if (run == SUMS)
+                add_rows(SUMS, count, given, images, weight + o, outputs, sum);
+            else
+                add_rows(LANES / WIDTH, count, given, images, weight + o, outputs, sum);
+            for (size_t k = 0; k < run; k++)
+                *(vector *)(results + o + k * WIDTH) = sum[k];
+        }
+        for (size_t o = 0; o < outputs; o++)
+            results[o] = results[o] < 0 ? 0 : results[o]; /* nan stays nan */
+    }
+}
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* The sum of a vector's numbers: halves are added, and their halves. */
+INLINE float sum_of(lanes v)
+{
+#if defined(__GNUC__) && !defined(__clang__)
+    typedef int32_t order __attribute__((vector_size(4 * LANES)));
+    v += __builtin_shuffle(v, (order){8, 9, 10, 11, 12, 13, 14, 15});
+    v += __builtin_shuffle(v, (order){4, 5, 6, 7});
+    v += __builtin_shuffle(v, (order){2, 3});
+    v += __builtin_shuffle(v, (order){1});
+#else
+    for (int k = LANES / 2; k; k /= 2)
+        for (int l = 0; l < k; l++)
+            v[l] += v[l + k];
+#endif
+    return v[0];
+}
+
+/* c[i][r] = the dot product of rows[i] and a[r], for `count` i and `n` r. */
+INLINE void dots_of_rows(size_t count, size_t n, size_t outputs, const float *const *rows,
+                         const float *a, float c[PAIR][MOST])
+{
+    lanes sum[PAIR][MOST];
+    for (size_t i = 0; i < count; i++)
+        for (size_t r = 0; r < n; r++)
+            sum[i][r] = (lanes){0};
+    for (size_t o = 0; o < outputs; o += LANES)
+        for (size_t i = 0; i < count; i++)
+            for (size_t r = 0; r < n; r++)
+                sum[i][r] += *(const lanes *)(rows[i] + o) * *(const lanes *)(a + r * outputs + o);
+    for (size_t i = 0; i < count; i++)
+        for (size_t r = 0; r < n; r++)
+            c[i][r] = sum_of(sum[i][r]);
+}
+
+/* The gradient by the images, before the ReLU that made them, from the one by the outputs before theirs. */
+VECTORS void sparse_image_grads(size_t n, size_t inputs, size_t outputs, const float *weight,
+                                const float *images, const float *grads, float *image_grads)
+{
+    uint32_t given[inputs + NEAR];
+    memset(image_grads, 0, n * inputs * sizeof *image_grads);
+    for (size_t rows; n; n -= rows) {
+        rows = n < MOST ? n : MOST;
+        size_t count = take_given(rows, inputs, images, given);
+        for (size_t i = 0; i < count; i += PAIR) { /* the last one may be there twice */
+            const float *pair[PAIR] = {weight + given[i] * outputs, weight + given[i + 1] * outputs};
+            float c[PAIR][MOST];
+#define DOTS(rows) dots_of_rows(PAIR, rows, outputs, pair, grads, c)
+            switch (rows) {
+            case 1: DOTS(1); break;
+            case 2: DOTS(2); break;
+            case 3: DOTS(3); break;
+            case 4: DOTS(4); break;
+            default: DOTS(5);
+            }
+#undef DOTS
+            for (size_t k = 0; k < PAIR; k++)
+                for (size_t r = 0; r < rows; r++) {
+                    size_t at = r * inputs + given[i + k];
+                    image_grads[at] = images[at] <= 0 ? 0 : c[k][r];
+                }
+        }
+        images += rows * inputs, grads += rows * outputs, image_grads += rows * inputs;
+    }
+}
+
 #ifndef AVX512 /* what follows waits for memory */
 
 /* A dense layer: each output is a dot product with a row of the weight, which is outputs x inputs.
@@ -290,68 +418,5 @@ VECTORS void dense_forward(size_t n, size_t inputs, size_t outputs, size_t backw
     }
     for (size_t i = 0; i < n * outputs; i++)
         results[i] = results[i] < 0 ? 0 : results[i]; /* nan stays nan */
-}
-
-/* Its gradient by the images: of each image the sum of the weight's rows, times what is in `grads` for
-   them. The weight is read once, ADDED rows at a time; the images' gradients stay in the cache. */
-enum { ADDED = 16, MOST = 5 };
-
-/* c[r] (+)= the sum of a[r][k] b[row[k]], for `rows` r and ADDED k, one after the other. */
-INLINE void add_rows(size_t rows, int is_first, size_t n, float a[MOST][ADDED], const float *b,
-                     const size_t *row, float *c)
-{
-    vector sum[MOST][COLUMNS / WIDTH];
-    for (size_t x = 0; x < n; x += COLUMNS) {
-        for (size_t r = 0; r < rows; r++)
-            for (size_t i = 0; i < COLUMNS / WIDTH; i++)
-                sum[r][i] = is_first ? (vector){0} : *(const vector *)(c + r * n + x + i * WIDTH);
-        for (size_t k = 0; k < ADDED; k++)
-            for (size_t r = 0; r < rows; r++)
-                for (size_t i = 0; i < COLUMNS / WIDTH; i++)
-                    sum[r][i] += a[r][k] * *(const vector *)(b + row[k] * n + x + i * WIDTH);
-        for (size_t r = 0; r < rows; r++)
-            for (size_t i = 0; i < COLUMNS / WIDTH; i++)
-                *(vector *)(c + r * n + x + i * WIDTH) = sum[r][i];
-    }
-}
-
-/* Write to `row` the outputs whose gradient is not 0 for all n images, one at least; return how
-   many. Half of a trained layer's are 0, after a ReLU: their rows of the weight need not be read. */
-INLINE size_t take_rows(size_t n, size_t outputs, const float *grads, size_t *row)
-{
-    size_t count = 0;
-    for (size_t o = 0; o < outputs; o++) {
-        int is_live = 0;
-        for (size_t i = 0; i < n; i++)
-            is_live |= grads[i * outputs + o] != 0; /* nan is not */
-        row[count] = o;
-        count += is_live != 0;
-    }
-    return count ? count : 1;
-}
-
-/* image_grads = grads * weight; of a multiple of COLUMNS numbers, and a multiple of ADDED results. */
-VECTORS void dense_image_grads(size_t n, size_t inputs, size_t outputs, const float *weight,
-                               const float *grads, float *image_grads)
-{
-    size_t row[outputs + ADDED], count = take_rows(n, outputs, grads, row);
-    float a[MOST][ADDED];
-    for (size_t k = 0; k < ADDED; k++)
-        row[count + k] = row[0]; /* with gradient 0 */
-#define ADD(rows) add_rows(rows, !o, inputs, a, weight, row + o, image_grads + i * inputs)
-    for (size_t o = 0; o < count; o += ADDED)
-        for (size_t i = 0; i < n; i += MOST) {
-            for (size_t r = 0; r < MOST && i + r < n; r++)
-                for (size_t k = 0; k < ADDED; k++)
-                    a[r][k] = o + k < count ? grads[(i + r) * outputs + row[o + k]] : 0;
-            switch (n - i) {
-            case 1: ADD(1); break;
-            case 2: ADD(2); break;
-            case 3: ADD(3); break;
-            case 4: ADD(4); break;
-            default: ADD(5);
-            }
-        }
-#undef ADD
 }
 #endif

@@ -8,6 +8,8 @@
 #define conv_weight_grads conv_weight_grads_avx512
 #define conv_image_grads conv_image_grads_avx512
 #define relu_grads relu_grads_avx512
+#define sparse_forward sparse_forward_avx512
+#define sparse_image_grads sparse_image_grads_avx512
 #include "convnet.c"
 
 int has_avx512(void)

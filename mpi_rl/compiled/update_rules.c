@@ -86,49 +86,67 @@ INLINE void momentum_sgd(VECTORS_OF_A_RULE)
     }
 }
 
-/* A product is formed TILE numbers at a time, which a processor's registers hold. */
-enum { WIDTH = 16, TILE = 6 * WIDTH, TOGETHER = 2, AHEAD = 1024 };
+/* A tile of a product or of two rows, of as many numbers as a processor's registers hold. */
+enum { WIDTH = 16, TILE = 4 * WIDTH };
 
 typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
-/* d = the sum over the rows of delta times x, for n <= TILE columns of x. Rows are so far apart. */
-INLINE void product(size_t n, size_t rows, const float *delta, size_t delta_row, const float *x,
-                    size_t x_row, float *d)
+/* d = the sum of x[r] times the row that delta[r] points to, for n <= TILE numbers from j on. */
+INLINE void product(size_t n, size_t rows, const float *x, const float *const *delta, size_t j, float *d)
 {
     if (n == TILE) {
-        vector a = {0}, b = {0}, c = {0}, e = {0}, f = {0}, g = {0};
-        for (; rows--; delta += delta_row, x += x_row) {
-            const vector *y = (const vector *)x;
-            a += *delta * y[0], b += *delta * y[1], c += *delta * y[2];
-            e += *delta * y[3], f += *delta * y[4], g += *delta * y[5];
+        vector a = {0}, b = {0}, c = {0}, e = {0};
+        for (size_t r = 0; r < rows; r++) {
+            const vector *y = (const vector *)(delta[r] + j);
+            a += x[r] * y[0], b += x[r] * y[1], c += x[r] * y[2], e += x[r] * y[3];
         }
         vector *to = (vector *)d;
-        to[0] = a, to[1] = b, to[2] = c, to[3] = e, to[4] = f, to[5] = g;
+        to[0] = a, to[1] = b, to[2] = c, to[3] = e;
         return;
     }
-    for (size_t j = 0; j < n; j++)
-        d[j] = 0;
-    for (; rows--; delta += delta_row, x += x_row)
-        for (size_t j = 0; j < n; j++)
-            d[j] += *delta * x[j];
+    for (size_t k = 0; k < n; k++)
+        d[k] = 0;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t k = 0; k < n; k++)
+            d[k] += x[r] * delta[r][j + k];
 }
 
 /* Some of the parameters, and where in grads theirs are: their gradients; or, of a weight with so
-   many inputs, its factors, `rows` rows of what its layer was given, then of deltas. */
+   many inputs, inputs x outputs, its factors, `rows` rows of what its layer was given, then of deltas. */
 typedef struct {
     size_t begin, end, at, inputs;
 } Part;
 
+/* One input's row of a weight, for one update. */
+typedef struct {
+    size_t input;
+    size_t missed;   /* updates before this one that have left it alone, since one has changed it */
+    size_t is_given; /* the input is not 0 in all rows: the row changes */
+} Row;
+
 typedef struct {
     size_t rule, num_parts, rows;
+    size_t is_sparse; /* a parameter whose gradient is 0 stays as it is */
     const Part *parts;
     const Numbers *numbers;
     float *params, *first, *second;
     const float *grads;
     float *reply;
+    size_t *count;   /* updates so far, of all bindings of the rule; begins at 1 */
+    size_t *touched; /* for each input of the weights with factors: the last one that changed its row */
+    size_t *held;    /* the last one that reply has what came of; 0: none */
+    Row *room;       /* for as many rows as a weight has inputs */
 } Update;
 
+typedef struct {
+    const Update *update;
+    const Part *part;
+    size_t num_rows;
+    const Row *rows;
+} Stretch;
+
 typedef void Rule(VECTORS_OF_A_RULE);
+enum { RMSPROP, ADAM, SGD, MOMENTUM_SGD };
 
 /* Change parameters begin to end - 1 by gradients d. */
 INLINE void change(const Update *u, Rule rule, size_t begin, size_t end, const float *d)
@@ -137,57 +155,130 @@ INLINE void change(const Update *u, Rule rule, size_t begin, size_t end, const f
          u->reply + begin);
 }
 
-/* The same by the factors of a part, which these parameters are of: for up to TOGETHER outputs of the
-   layer at once, so that a tile of x is read from a near cache. */
-INLINE void change_by_factors(const Update *u, Rule rule, const Part *part, size_t begin, size_t end)
+/* What RMSProp does to n mean squares in so many updates whose gradients are 0, to the bit. */
+INLINE void decay(float *mean_square, size_t n, float by, size_t times)
 {
-    const float *x = u->grads + part->at, *delta = x + u->rows * part->inputs;
+    for (size_t run; times; times -= run) {
+        int is_zero = 1;
+        for (size_t i = 0; i < n; i++)
+            is_zero &= mean_square[i] == 0;
+        if (is_zero)
+            return;
+        run = times < 256 ? times : 256;
+        for (size_t k = 0; k < run; k++)
+            for (size_t i = 0; i < n; i++)
+                mean_square[i] *= by;
+    }
+}
+
+/* Change rows of a weight by its factors, some of the numbers from `begin` to `end` of all of them. */
+INLINE void change_rows(const Stretch *s, Rule rule, size_t begin, size_t end)
+{
+    const Update *u = s->update;
+    const Part *part = s->part;
     size_t inputs = part->inputs, outputs = (part->end - part->begin) / inputs;
-    float d[TILE];
-    for (size_t i = begin, run, together; i < end; i += run * together) {
-        size_t output = (i - part->begin) / inputs, column = (i - part->begin) % inputs;
-        run = inputs - column < end - i ? inputs - column : end - i;
-        together = run < inputs ? 1 : (end - i) / inputs < TOGETHER ? (end - i) / inputs : TOGETHER;
-        for (size_t j = 0, n; j < run; j += n) {
-            n = run - j < TILE ? run - j : TILE;
-            for (size_t k = 0, at = i + j; k < together; k++, at += inputs) {
-                for (size_t l = 0; l < n; l += WIDTH) /* a worker's cache has it: stores would wait */
-                    __builtin_prefetch(u->reply + at + AHEAD + l, 1);
-                product(n, u->rows, delta + output + k, outputs, x + column + j, inputs, d);
-                change(u, rule, at, at + n, d);
+    const float *x = u->grads + part->at, *deltas = x + u->rows * inputs, *delta[u->rows];
+    float given[u->rows], d[TILE];
+    for (size_t i = begin, stop; i < end; i = stop) {
+        const Row *row = s->rows + i / outputs, *next = row + (row + 1 < s->rows + s->num_rows);
+        size_t at = part->begin + row->input * outputs, ahead = part->begin + next->input * outputs;
+        size_t j = i % outputs, rows = 0;
+        stop = i - j + outputs < end ? i - j + outputs : end;
+        for (size_t r = 0; r < u->rows && row->is_given; r++) {
+            given[rows] = x[r * inputs + row->input], delta[rows] = deltas + r * outputs;
+            rows += given[rows] != 0; /* nan is not */
+        }
+        for (size_t n, to = j + stop - i; j < to; j += n) {
+            n = to - j < TILE ? to - j : TILE;
+            for (size_t l = j; l < j + n; l += WIDTH) { /* elsewhere: no processor would foresee it */
+                __builtin_prefetch(u->params + ahead + l, 1);
+                __builtin_prefetch(u->first + ahead + l, 1);
+                __builtin_prefetch(u->reply + ahead + l, 1);
             }
+            if (!row->is_given) {
+                memcpy(u->reply + at + j, u->params + at + j, n * sizeof *u->reply);
+                continue;
+            }
+            if (u->rule == RMSPROP)
+                decay(u->first + at + j, n, u->numbers->decay, row->missed);
+            product(n, rows, given, delta, j, d);
+            if (n == TILE)
+                change(u, rule, at + j, at + j + TILE, d);
+            else
+                change(u, rule, at + j, at + j + n, d);
         }
     }
 }
 
-INLINE void change_stretch(const Update *u, Rule rule, size_t begin, size_t end)
-{
-    for (const Part *part = u->parts; part < u->parts + u->num_parts; part++) {
-        size_t from = part->begin < begin ? begin : part->begin;
-        size_t to = part->end < end ? part->end : end;
-        if (from < to && part->inputs)
-            change_by_factors(u, rule, part, from, to);
-        else if (from < to)
-            change(u, rule, from, to, u->grads + part->at + (from - part->begin));
-    }
-}
-
-#define STRETCH(rule)                                                                             \
-    VECTORS static void rule##_stretch(const void *update, size_t begin, size_t end)              \
+#define STRETCHES(rule)                                                                           \
+    VECTORS static void rule##_rows(const void *stretch, size_t begin, size_t end)                \
     {                                                                                             \
-        change_stretch(update, rule, begin, end);                                                 \
+        change_rows(stretch, rule, begin, end);                                                   \
+    }                                                                                             \
+    VECTORS static void rule##_all(const void *stretch, size_t begin, size_t end)                 \
+    {                                                                                             \
+        const Stretch *s = stretch;                                                               \
+        size_t from = s->part->begin;                                                             \
+        change(s->update, rule, from + begin, from + end, s->update->grads + s->part->at + begin); \
     }
-STRETCH(rmsprop)
-STRETCH(adam)
-STRETCH(sgd)
-STRETCH(momentum_sgd)
+STRETCHES(rmsprop)
+STRETCHES(adam)
+STRETCHES(sgd)
+STRETCHES(momentum_sgd)
+
+/* Write to `rows` those of a weight that this update changes, or that the reply lacks; return how many. */
+VECTORS static size_t take_rows(const Update *u, const Part *part, const size_t *touched, Row *rows)
+{
+    const float *x = u->grads + part->at;
+    size_t inputs = part->inputs, count = 0;
+    int is_given[inputs];
+    for (size_t i = 0; i < inputs; i++)
+        is_given[i] = !u->is_sparse;
+    for (size_t r = 0; r < u->rows; r++)
+        for (size_t i = 0; i < inputs; i++)
+            is_given[i] |= x[r * inputs + i] != 0; /* nan is not */
+    for (size_t i = 0; i < inputs; i++) {
+        rows[count] = (Row){i, *u->count - touched[i], is_given[i]};
+        count += is_given[i] | (touched[i] > *u->held);
+    }
+    return count;
+}
 
 /* Apply what was pushed to all parameters. */
 void update(const Update *u)
 {
-    static void (*const stretches[])(const void *, size_t, size_t) = {
-        rmsprop_stretch, adam_stretch, sgd_stretch, momentum_sgd_stretch};
-    share_out(stretches[u->rule], u, u->parts[u->num_parts - 1].end);
+    static void (*const rows_of[])(const void *, size_t, size_t) = {
+        rmsprop_rows, adam_rows, sgd_rows, momentum_sgd_rows};
+    static void (*const all_of[])(const void *, size_t, size_t) = {
+        rmsprop_all, adam_all, sgd_all, momentum_sgd_all};
+    size_t *touched = u->touched;
+    for (const Part *part = u->parts; part < u->parts + u->num_parts; part++) {
+        Stretch s = {u, part, 0, u->room};
+        if (!part->inputs) {
+            share_out(all_of[u->rule], &s, part->end - part->begin);
+            continue;
+        }
+        s.num_rows = take_rows(u, part, touched, u->room);
+        share_out(rows_of[u->rule], &s, s.num_rows * ((part->end - part->begin) / part->inputs));
+        for (const Row *row = s.rows; row < s.rows + s.num_rows; row++)
+            if (row->is_given)
+                touched[row->input] = *u->count + 1;
+        touched += part->inputs;
+    }
+    *u->held = ++*u->count;
+}
+
+/* Do to all statistics what sparse updates have left for later. */
+VECTORS void settle(const Update *u)
+{
+    size_t *touched = u->touched;
+    for (const Part *part = u->parts; part < u->parts + u->num_parts; part++)
+        for (size_t i = 0; i < part->inputs; i++, touched++) {
+            size_t outputs = (part->end - part->begin) / part->inputs;
+            if (u->is_sparse && u->rule == RMSPROP)
+                decay(u->first + part->begin + i * outputs, outputs, u->numbers->decay, *u->count - *touched);
+            *touched = *u->count;
+        }
 }
 
 /* Mixing: params <- keep params + share others. What is multiplied is rounded before it is added, as

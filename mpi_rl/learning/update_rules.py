@@ -7,7 +7,10 @@ well, which may be ``grads`` itself. Statistics lie in ``statistics``, arrays th
 saves and restores in place. An update allocates nothing of size P.
 
 A rule is written twice: in NumPy, to be read, and in C, which does all of it in one pass over
-memory, forms products there, and is used where it has been built.
+memory, forms products there, and is used where it has been built. Where a gradient of 0 leaves a
+parameter as it is, that one leaves out the rows of a weight whose inputs were 0: it does not write
+to ``reply`` what that has already, and decays statistics when a row is next changed, to the bits
+that they would have (``settle``: now).
 """
 
 import math
@@ -37,6 +40,10 @@ class UpdateRule:
         self.params, self.statistics = params, dict[str, np.ndarray]()
         self._name, self._layout = name, layout
         self._d, self._scratch = _Scratch(params), _Scratch(params)
+        inputs = [part.inputs for part in layout.parts] if layout else [0]
+        self._count, self._touched = np.ones(1, np.uintp), np.ones(sum(inputs), np.uintp)
+        self._held = dict[int, tuple[np.ndarray, np.ndarray]]()  # by reply's address
+        self._room = np.zeros((max(inputs), 3), np.uintp)
         self._numbers: np.void = np.zeros(1, [(each, "f4") for each in _NUMBERS])[0]
         for each, number in numbers.items():
             self._numbers[each] = number
@@ -60,20 +67,42 @@ class UpdateRule:
     def _compiled(
         self, grads: np.ndarray, reply: np.ndarray, vectors: Sequence[np.ndarray]
     ) -> Update:
-        layout, numbers, params = self._layout, self._numbers, self.params
-        parts = np.array(layout.parts if layout else [Part(0, params.size, 0)], np.uintp)
-        arrays = parts, numbers, params, *[*vectors, params, params][:2], grads, reply
-        sizes = _RULES.index(self._name), len(parts), layout.num_rows if layout else 0
-        addresses = [array.__array_interface__["data"][0] for array in arrays]
-        run = kernels.bound("update", np.array([*sizes, *addresses], np.uintp))
+        numbers = self._numbers
+        run = self._bound("update", grads, reply, vectors)
 
         def update(learning_rate: float, scale: float) -> None:
-            assert arrays  # alive, as long as their addresses are in use
             numbers["scale"] = scale
             numbers["learning_rate"], numbers["correction"] = self._corrected(learning_rate)
             run()
 
         return update
+
+    def _bound(
+        self, name: str, grads: np.ndarray, reply: np.ndarray, vectors: Sequence[np.ndarray]
+    ) -> Callable[[], None]:
+        """Return a function of update_rules.c that takes an Update, with these arrays."""
+        layout, params = self._layout, self.params
+        parts = np.array(layout.parts if layout else [Part(0, params.size, 0)], np.uintp)
+        _, held = self._held.setdefault(reply.ctypes.data, (reply, np.zeros(1, np.uintp)))
+        arrays = parts, self._numbers, params, *[*vectors, params, params][:2], grads, reply
+        arrays += self._count, self._touched, held, self._room
+        num_rows = layout.num_rows if layout else 0
+        sizes = _RULES.index(self._name), len(parts), num_rows, self._is_sparse
+        addresses = [array.__array_interface__["data"][0] for array in arrays]
+        run = kernels.bound(name, np.array([*sizes, *addresses], np.uintp))
+        return lambda: run() if arrays else None  # alive, as long as their addresses are in use
+
+    def settle(self) -> None:
+        """Have in ``statistics`` all that updates so far do to them."""
+        if kernels.AVAILABLE and self._is_sparse and self._touched.size:
+            self._bound("settle", self.params, self.params, self._vectors(0))()
+
+    @property
+    def _is_sparse(self) -> bool:
+        """Whether a parameter stays as it is where the gradient is 0."""
+        return self._name == "rmsprop" or (
+            self._name == "sgd" and not self._numbers["weight_decay"]
+        )
 
     def _vectors(self, worker: int) -> Sequence[np.ndarray]:
         """Return the statistics, (P,), that a worker's gradients change."""

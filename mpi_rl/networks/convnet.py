@@ -13,12 +13,11 @@ import numpy as np
 
 from mpi_rl.compiled import kernels
 from mpi_rl.networks.factors import Factors, Layout, write_weight_grad
-from mpi_rl.networks.layers import Layer, layers, views
+from mpi_rl.networks.layers import Layer, layers
 from mpi_rl.networks.network import NetworkSpec, Rows
 
 COLUMNS = 16  # convnet.c's tiles are so wide
 PIXELS = 84  # and its rows of bytes so long
-FEW_ROWS = 64  # of more, BLAS is as fast: what it copies the weight for pays
 
 
 class _Arrays(NamedTuple):
@@ -76,7 +75,7 @@ class ConvNet:
 
     def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
         """See ``Network``."""
-        pairs = zip(views(self._spec, params), self._layout.views(grads))
+        pairs = zip(self._layout.weights(params), self._layout.views(grads))
         stack = [_Arrays(*ours, *theirs) for ours, theirs in pairs]
         *self._kernels, self._hidden, self._policy, self._value = stack
         num_times, num_envs, _ = self._features.shape
@@ -93,13 +92,26 @@ class ConvNet:
             )
             for conv, kernel in zip(self._convs, self._kernels)
         ]
+        features = self._features[time]
+        forwards.append(self._dense_forward(self._flat[rows], features, backwards=time % 2))
+        return _Time(self._convs[0].inputs[rows], forwards, features, self._logits[time])
+
+    def _dense_forward(
+        self, flat: np.ndarray, features: np.ndarray, backwards: int = 0
+    ) -> Callable[[], None]:
+        """Return what writes ``features``, (M, out), of the hidden layer's inputs, (M, in)."""
         weight, bias, *_ = self._hidden
         outputs, inputs = weight.shape
         assert inputs % COLUMNS == outputs % COLUMNS == 0, "convnet.c has no such tiles"
-        backwards, features = time % 2, self._features[time]
-        run = num_envs, inputs, outputs, backwards, self._flat[rows], weight, bias, features
-        forwards.append(kernels.bound("dense_forward", *run))
-        return _Time(self._convs[0].inputs[rows], forwards, features, self._logits[time])
+        sizes, kept = (len(flat), inputs, outputs), (bias, features)
+        if self._is_sparse:
+            return kernels.bound("sparse_forward", *sizes, flat, weight.T, *kept)
+        return kernels.bound("dense_forward", *sizes, backwards, flat, weight, *kept)
+
+    @property
+    def _is_sparse(self) -> bool:
+        """Whether the hidden layer's weight is in memory as (in, out): see ``Layout``."""
+        return self._hidden.weight.T.flags.c_contiguous
 
     @property
     def observations(self) -> np.ndarray:
@@ -130,10 +142,7 @@ class ConvNet:
             run = count, conv.shape, images, kernel.weight, kernel.bias, found
             kernels.bound("conv_forward", *run)()
             conv.outputs[rows] = images = found
-        weight, bias, *_ = self._hidden
-        flat, (outputs, inputs) = images.reshape(count, -1), weight.shape
-        sizes = count, inputs, outputs, 0
-        kernels.bound("dense_forward", *sizes, flat, weight, bias, features)()
+        self._dense_forward(images.reshape(count, -1), features)()
         self._by_row(self._features)[rows] = features
         heads = [features @ head.weight.T + head.bias for head in (self._policy, self._value)]
         return heads[0], heads[1][:, 0]
@@ -144,7 +153,7 @@ class ConvNet:
 
     def backward(self, rows: Rows, logits_grad: np.ndarray, values_grad: np.ndarray) -> None:
         """See ``Network``."""
-        count, by_values = len(values_grad), values_grad[:, None]
+        by_values = values_grad[:, None]
         features, flat = self._by_row(self._features)[rows], self._flat[rows]
         by_features = logits_grad @ self._policy.weight + by_values * self._value.weight
         by_features *= features > 0
@@ -155,8 +164,7 @@ class ConvNet:
         ):
             write_weight_grad(weight_grad, inputs, above)
             above.sum(axis=0, out=bias_grad)
-        top = self._convs[-1]
-        self._to_images(by_features, top.above.reshape(self._flat.shape)[:count])
+        self._to_images(by_features, flat)
         for run in self._back(rows):
             run()
 
@@ -165,14 +173,13 @@ class ConvNet:
         key = (rows.start, rows.stop, rows.step) if isinstance(rows, slice) else None
         if key in self._backs:
             return self._backs[key]
-        flat, top = self._flat[rows], self._convs[-1]
-        runs: list[Callable[..., object]]
-        runs = [kernels.bound("relu_grads", flat.size, flat, top.above)]
+        runs = list[Callable[..., object]]()
         below_each = [*reversed(self._convs[:-1]), None]
         for conv, kernel, below in zip(self._convs[::-1], self._kernels[::-1], below_each):
             weight_grad = kernel.weight_grad
             assert isinstance(weight_grad, np.ndarray), "convolutions have no factors"
-            seen = len(flat), conv.shape, conv.inputs[rows]
+            images = conv.inputs[rows]
+            seen = len(images), conv.shape, images
             found = weight_grad, kernel.bias_grad
             runs.append(kernels.bound("conv_weight_grads", *seen, conv.above, *found))
             if below:
@@ -185,14 +192,19 @@ class ConvNet:
             self._backs[key] = runs
         return runs
 
-    def _to_images(self, by_features: np.ndarray, above: np.ndarray) -> None:
-        """Write the gradient by the hidden layer's inputs, (M, in), from the one by its outputs."""
+    def _to_images(self, by_features: np.ndarray, flat: np.ndarray) -> None:
+        """Go on from the gradient by the hidden layer's outputs to that by ``flat``, (M, in).
+
+        That is the one before the ReLU that made these inputs.
+        """
         weight, (outputs, inputs) = self._hidden.weight, self._hidden.weight.shape
-        if 1 < len(above) <= FEW_ROWS:
-            run = len(above), inputs, outputs, weight, by_features, above
-            kernels.bound("dense_image_grads", *run)()
+        above = self._convs[-1].above.reshape(self._flat.shape)[: len(flat)]
+        if self._is_sparse:
+            sizes = len(flat), inputs, outputs
+            kernels.bound("sparse_image_grads", *sizes, weight.T, flat, by_features, above)()
         else:
             np.matmul(by_features, weight, out=above)
+            kernels.bound("relu_grads", flat.size, flat, above)()
 
 
 def _conv(layer: Layer, images: np.ndarray) -> _Conv:

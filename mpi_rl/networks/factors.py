@@ -5,10 +5,14 @@ given, x, (R, in), and the loss's gradient by what it computed, delta, (R, out).
 factors are far smaller than their product, (out, in). Pushing them instead is known from supervised
 learning (sufficient factor broadcasting, Xie et al. 2014, arXiv 1511.08486; Poseidon, Zhang et al.
 2017, arXiv 1706.03292). The server forms the product while it updates (``update_rules.c``).
+
+After a ReLU most of x is 0, in all rows of a rollout alike. So such a layer's weight lies in memory
+as (in, out): what is multiplied by 0 are whole rows of it, which need not be read, nor changed.
+Run files have it as (out, in).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +36,7 @@ class Part(NamedTuple):
     begin: int  # of these parameters
     end: int
     at: int  # in the push
-    inputs: int = 0  # of a weight whose factors are pushed: x, then delta; else 0
+    inputs: int = 0  # of a weight, (in, out), whose factors are pushed: x, then delta; else 0
 
 
 class Factors(NamedTuple):
@@ -86,18 +90,47 @@ class Layout:
     def views(self, push: np.ndarray) -> list[tuple[np.ndarray | Factors, np.ndarray]]:
         """Return each layer's place in a ``push``, (F,): of its weight and its bias."""
         assert push.size == self.size, f"{push.size} numbers given, {self.size} needed"
-        found, end = list[tuple[np.ndarray | Factors, np.ndarray]](), 0
-
-        def take(*shape: int) -> np.ndarray:
-            nonlocal end
-            begin, end = end, end + math.prod(shape)
-            return push[begin:end].reshape(shape)
-
+        take, rows = _taker(push), self.num_rows
+        found = list[tuple[np.ndarray | Factors, np.ndarray]]()
         for layer, is_factored in zip(self._stack, self._are_factored):
-            rows, weight = self.num_rows, None
             if is_factored:
-                weight = Factors(take(rows, layer.inputs), take(rows, layer.outputs))
-            found.append((weight or take(*layer.shape), take(layer.outputs)))
+                factors = Factors(take(rows, layer.inputs), take(rows, layer.outputs))
+                found.append((factors, take(layer.outputs)))
+            else:
+                found.append((take(*layer.shape), take(layer.outputs)))
+        return found
+
+    def weights(self, params: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return each layer's weight and bias in ``params``, (P,), as ``Layer`` has their shapes.
+
+        One whose factors are pushed is a transposed view.
+        """
+        assert params.size == self.num_params, f"{params.size} given, {self.num_params} needed"
+        take, found = _taker(params), list[tuple[np.ndarray, np.ndarray]]()
+        for layer, is_factored in zip(self._stack, self._are_factored):
+            shape = layer.shape[::-1] if is_factored else layer.shape
+            weight = take(*shape)
+            found.append((weight.T if is_factored else weight, take(layer.outputs)))
+        return found
+
+    def to_file(self, vectors: np.ndarray) -> np.ndarray:
+        """Return parameters, (..., P), in the order in which run files have them."""
+        return self._reordered(vectors, lambda part: (part.inputs, -1))
+
+    def from_file(self, vectors: np.ndarray) -> np.ndarray:
+        """Undo ``to_file``."""
+        return self._reordered(vectors, lambda part: (-1, part.inputs))
+
+    def _reordered(
+        self, vectors: np.ndarray, shape_of: Callable[[Part], tuple[int, int]]
+    ) -> np.ndarray:
+        """Return vectors, or copies with the weights that have factors, of a shape, transposed."""
+        others, found = vectors.shape[:-1], vectors.copy() if self.has_factors else vectors
+        for part in self.parts:
+            if part.inputs:
+                weights = vectors[..., part.begin : part.end].reshape(*others, *shape_of(part))
+                turned = weights.swapaxes(-1, -2).reshape(*others, part.end - part.begin)
+                found[..., part.begin : part.end] = turned
         return found
 
     def _factors(self, push: np.ndarray, part: Part) -> Factors:
@@ -112,7 +145,7 @@ class Layout:
             place = out[part.begin : part.end]
             if part.inputs:
                 x, delta = self._factors(push, part)
-                np.matmul(delta.T, x, out=place.reshape(-1, part.inputs))
+                np.matmul(x.T, delta, out=place.reshape(part.inputs, -1))
             else:
                 np.copyto(place, push[part.at : part.at + place.size])
         return out
@@ -131,6 +164,18 @@ class Layout:
                 whole = push[part.at : part.at + part.end - part.begin]
                 square += float(np.dot(whole, whole))
         return math.sqrt(max(square, 0.0))  # a rounded sum may be below 0
+
+
+def _taker(vector: np.ndarray) -> Callable[..., np.ndarray]:
+    """Return a function that takes views of a shape off a vector, one behind the other."""
+    end = 0
+
+    def take(*shape: int) -> np.ndarray:
+        nonlocal end
+        begin, end = end, end + math.prod(shape)
+        return vector[begin:end].reshape(shape)
+
+    return take
 
 
 def _pays(layer: Layer, num_rows: int, always: bool) -> bool:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mpi_rl.networks.factors import Factors, Layout, write_weight_grad
-from mpi_rl.networks.layers import layers, views
+from mpi_rl.networks.layers import layers
 from mpi_rl.networks.network import NetworkSpec, Rows
 
 
@@ -49,7 +49,7 @@ class Mlp:
     def bind(self, params: np.ndarray, grads: np.ndarray) -> None:
         """See ``Network``."""
         spec, parts = self._spec, dict[str, list[_Layer]](trunk=[], policy=[], value=[])
-        vectors = views(spec, params), self._layout.views(grads)
+        vectors = self._layout.weights(params), self._layout.views(grads)
         for layer, ours, theirs, outputs in zip(layers(spec), *vectors, self._outputs):
             parts[layer.part].append(_Layer(*ours, *theirs, outputs))
         self._trunk, self._policy, self._value = parts.values()

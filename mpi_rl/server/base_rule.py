@@ -1,6 +1,6 @@
 """What the server asks of an algorithm: what to do with a push, and whom to answer."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,7 @@ class Rule:
         A ``layout`` says where everything is in what is pushed, if that is no vector, (P,).
         """
         self.config, self.params, self.slots, self.groups = config, params, slots, groups
+        self._layout = layout
         self.statistics, self.group_params = {}, np.zeros((0, params.size), np.float32)
         self.prepare(layout)
 
@@ -62,6 +63,32 @@ class Rule:
     def start(self, worker: int) -> np.ndarray:
         """Return the parameters that ``worker`` starts, or goes on, with."""
         return self.params
+
+    def settle(self) -> None:
+        """Have in ``statistics`` all that pushes so far do to them."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return parameters and statistics by their names in a run file, and in its order."""
+        self.settle()
+        return {name: self.to_file(values) for name, values in self._arrays().items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Give parameters and statistics, in place, the values of an earlier ``state``."""
+        for name, values in self._arrays().items():
+            saved, layout = state[name], self._layout_of(values)
+            values[:] = layout.from_file(saved) if layout else saved
+
+    def to_file(self, values: np.ndarray) -> np.ndarray:
+        """Return parameters, or a statistic, in the order of run files."""
+        layout = self._layout_of(values)
+        return layout.to_file(values) if layout else values
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        statistics = {f"update_rule/{name}": values for name, values in self.statistics.items()}
+        return {"params": self.params, **statistics}
+
+    def _layout_of(self, values: np.ndarray) -> Layout | None:
+        return self._layout if values.shape[-1:] == self.params.shape else None
 
     def push(self, push: Push) -> Outcome:
         """Take in what a worker has pushed."""
@@ -74,9 +101,12 @@ class GradientRule(Rule):
     def prepare(self, layout: Layout | None) -> None:
         """See ``Rule``."""
         rule = make_update_rule(self.config, self.params, len(self.slots), layout)
-        self.statistics = rule.statistics
-        self._bind = rule.bind
+        self.statistics, self._rule = rule.statistics, rule
         self._updates: dict[tuple[int, int, Slot], Update] = {}  # of worker, half and outbox
+
+    def settle(self) -> None:
+        """See ``Rule``."""
+        self._rule.settle()
 
     def apply(self, worker: int, learning_rate: float) -> None:
         """Apply the gradient in a worker's slot, clipped, and make the parameters its answer."""
@@ -84,7 +114,7 @@ class GradientRule(Rule):
         scale = clipping(float(slot.header["grad_norm"]), self.config.max_grad_norm)
         key = worker, slot.half, slot.outbox
         if key not in self._updates:
-            self._updates[key] = self._bind(slot.grads, slot.answer, worker)
+            self._updates[key] = self._rule.bind(slot.grads, slot.answer, worker)
         self._updates[key](learning_rate, scale)
 
 

@@ -71,10 +71,9 @@ class Recorder:
         self.tallies, self.snapshots, self._interval = Tallies(num_workers), Snapshots(), Interval()
         self._tables = {name: Table(name) for name in ("episodes", "intervals", "events")}
         self._server_s = dict.fromkeys(TABLES["timing/server"], 0.0)
-        self._params, self._group_params = rule.params, rule.group_params
+        self._rule = rule
         self._rng_states = np.zeros((num_workers, 6), np.uint64)
-        checkpoint = rule.params, rule.statistics, growth.state, self._rng_states
-        self._checkpoint = Checkpoint(*checkpoint)
+        self._checkpoint = Checkpoint(rule, growth.state, self._rng_states)
         self._elapsed_s = 0.0  # before this start
         self._began_s: float | None = None  # when its first worker joined
         self._last_write = monotonic()
@@ -193,7 +192,8 @@ class Recorder:
                 self.snapshots.best = self._snapshot("best")
 
     def _snapshot(self, kind: str) -> Snapshot:
-        return Snapshot(kind, self.step, self.version, self.mean_return(), self._params.copy())
+        params = self._rule.to_file(self._rule.params).copy()
+        return Snapshot(kind, self.step, self.version, self.mean_return(), params)
 
     # --- What is known now
 
@@ -259,7 +259,7 @@ class Recorder:
         }
         tables = {name: table.columns() for name, table in self._tables.items()}
         last = self._snapshot("last")
-        groups = of_groups(self._group_params, self.groups, tables["episodes"], last)
+        groups = of_groups(self._rule.group_params, self.groups, tables["episodes"], last)
         best = [] if self.snapshots.best is None else [self.snapshots.best]
         kept = [*self.snapshots.periodic, *groups, *best, last]
         tables["snapshots"], params = as_columns(kept)
