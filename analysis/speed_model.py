@@ -11,12 +11,14 @@ processor time, and for two and more all times are stretched by as much. FILEs a
 jobs/speed.toml, single or collected; the steps/s of those with two workers check the model, if
 there are cores for these and the server; the report tells for how long they had none. The figure
 has the speed-ups beside table 2 of the A3C paper.
+
+Server threads share out a part of the server's time. Runs with one worker and one or two threads
+give that part, and so the time with more threads (analysis/queue_model.py). Tables mark with an
+asterisk, and the figure with dashes, what no run has measured.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,143 +26,66 @@ from matplotlib.axes import Axes
 
 from analysis import figures, tables
 from analysis.figures import pyplot
-from analysis.runs import command, name_of, reference
+from analysis.queue_model import (
+    Pools,
+    Times,
+    by_task,
+    cpu_s,
+    is_extrapolated,
+    measured,
+    off_core_s,
+    pairs_of,
+    parts_s,
+    predict,
+    threads_of,
+    times_of,
+)
+from analysis.runs import command, reference
 from analysis.statistics import Interval, bootstrapped, mean_interval, ratio_of_means
 from analysis.tables import in_brackets, markdown, mean_with_interval, with_interval
 from mpi_rl.errors import UserError
-from mpi_rl.records.curves import CONFIDENCE, by_setting
+from mpi_rl.records.curves import CONFIDENCE
 from mpi_rl.records.runfile import Run
-from mpi_rl.records.timing import PHASES, busy_s
+from mpi_rl.records.timing import PHASES
 
 JOBS = ("speed",)
 NUMBERS = 1, 2, 4, 8, 16, 32, 64  # of workers
+MARK = r" \*"  # of what is extrapolated
+FOOTNOTE = (
+    r"\* Extrapolated: no run in these files has as many workers with as many server threads."
+)
 
 
-@dataclass(frozen=True)
-class Times:
-    """What one push takes, in seconds, and how many steps it brings."""
-
-    phases: dict[str, float]  # of the worker alone: env, act, learn, push
-    latency_s: float  # of the wait, what is not the server's work
-    server_s: float
-    steps: float
-    stretch: float = 1.0  # of all times, where two workers or more are busy
-
-    @property
-    def alone_s(self) -> float:
-        """The time between a reply and the arrival of the next push."""
-        return sum(self.phases.values()) + self.latency_s
-
-    @property
-    def saturating(self) -> float:
-        """The saturation point: with more workers than that some are always in the queue."""
-        return (self.alone_s + self.server_s) / self.server_s
-
-
-def times_of(runs: Sequence[Run], runs_of_two: Sequence[Run] = ()) -> Times:
-    """Return the mean times of runs with one worker, stretched as in ``runs_of_two``.
-
-    Raises UserError for ``runs`` with more workers.
-    """
-    found = []
-    for run in runs:
-        workers, seconds = run.tables["workers"], run.tables["timing/worker"]
-        if len(workers["worker_id"]) != 1:
-            raise UserError(
-                f"{name_of(run)}: {len(workers['worker_id'])} workers: the model's times come from"
-                " runs with one"
-            )
-        server = run.tables["timing/server"]
-        served = server["update"][0] + server["reply"][0]
-        own = [seconds[name][0] for name in PHASES if name != "wait"]
-        waited = max(0.0, seconds["wait"][0] - served)
-        found.append(np.array([*own, waited, served, workers["num_steps"][0]]) / _pushes(run))
-    *own, latency_s, server_s, steps = np.mean(found, axis=0).tolist()
-    alone, together = (
-        np.mean([_cpu_s(run) for run in some]) for some in (runs, runs_of_two or runs)
-    )
-    return Times(dict(zip(PHASES, own)), latency_s, server_s, steps, float(together / alone))
-
-
-def off_core_s(run: Run) -> float:
-    """Return how long workers had work but no core, per push: a lower bound.
-
-    That is the time of all phases but the wait, less all processor time, the wait's included. A
-    value below 0 says nothing.
-    """
-    return busy_s(run.tables["timing/worker"]) / _pushes(run) - _cpu_s(run)
-
-
-def _cpu_s(run: Run) -> float:
-    """Return the processor time that a worker spends on a push."""
-    return float(run.tables["timing/worker"]["cpu"].sum() / _pushes(run))
-
-
-def _pushes(run: Run) -> int:
-    workers = run.tables["workers"]
-    return int(workers["num_pushes"].sum() + workers["num_dropped"].sum())
-
-
-def predict(times: Times, num_workers: int) -> tuple[float, float]:
-    """Return the steps/s of so many workers, each on its own core, and the server's load.
-
-    Mean value analysis: an arriving push finds the queue as it is on average with one worker less,
-    R_n = S (1 + Q_{n-1}); then X_n = n / (Z + R_n) pushes are served per second, and Q_n = X_n R_n.
-    """
-    stretch = times.stretch if num_workers > 1 else 1.0
-    alone_s, server_s = stretch * times.alone_s, stretch * times.server_s
-    queue = pushes_per_s = 0.0
-    for n in range(1, num_workers + 1):
-        response_s = server_s * (1 + queue)
-        pushes_per_s = n / (alone_s + response_s)
-        queue = pushes_per_s * response_s
-    return pushes_per_s * times.steps, pushes_per_s * server_s
-
-
-def measured(run: Run) -> float:
-    """Return a run's steps/s without its first interval and its last, which may be a short one.
-
-    Raises UserError if that leaves none.
-    """
-    steps, seconds = (run.tables["intervals"][key] for key in ("step", "wall_time_s"))
-    if len(steps) < 3:
-        raise UserError(f"{name_of(run)}: {len(steps)} interval(s): too short to tell its speed")
-    return float((steps[-2] - steps[0]) / (seconds[-2] - seconds[0]))
-
-
-def by_task(runs: list[Run]) -> dict[str, dict[int, list[Run]]]:
-    """Return runs by a name of their task and by their number of workers."""
-    found: dict[str, dict[int, list[Run]]] = {}
-    for config, pool in by_setting(runs).items():
-        name = f"{config.env}, n_steps {config.n_steps}"
-        found.setdefault(name, {}).setdefault(config.num_workers, []).extend(pool)
-    return found
-
-
-def compared(name: str, pools: dict[int, list[Run]]) -> list[list[str]]:
+def compared(name: str, pools: Pools) -> list[list[str]]:
     """Return rows: what was measured, and what is predicted from other runs.
 
-    The speed of one worker is predicted from the other seeds' runs. The speed of more is predicted
-    from the run with one worker of their own seed, which was made just before, with the stretch of
-    the other seeds' runs.
+    The speed of one worker is predicted from the other seeds' runs. The speed of more workers, or
+    of more server threads, is predicted from the run with one of each and their own seed, which was
+    made next to it. The stretch, and what threads share out, are of the other seeds' runs.
     """
-    rows = []
-    for number, runs in sorted(pools.items()):
+    rows, pairs = [], pairs_of(pools)
+    for (number, threads), runs in sorted(pools.items()):
+        if threads > 1 and not pairs:
+            continue
         rates, ratios = np.array([measured(run) for run in runs]), []
         for run, rate in zip(runs, rates):
             seed = run.config.seed
             ones, twos = (
                 [one for one in pool if one.config.seed != seed] or pool
-                for pool in (pools[1], pools.get(2, []))
+                for pool in (pools[1, 1], pools.get((2, 1), []))
             )
-            nearest = [one for one in pools[1] if one.config.seed == seed and number > 1]
-            stretch = times_of(ones, twos).stretch
-            times = dataclasses.replace(times_of(nearest or ones), stretch=stretch)
-            ratios.append(predict(times, number)[0] / rate)
+            others = [pair for pair in pairs if pair[0].config.seed != seed] or pairs
+            theirs = times_of(ones, twos, others)
+            own = [one for one in pools[1, 1] if one.config.seed == seed and one is not run]
+            times = dataclasses.replace(
+                times_of(own or ones), stretch=theirs.stretch, shared=theirs.shared
+            )
+            ratios.append(predict(times.with_threads(threads), number)[0] / rate)
         rows.append(
             [
                 name,
                 str(number),
+                str(threads),
                 mean_with_interval(rates, ",.0f"),
                 ", ".join(f"{ratio:.2f}" for ratio in ratios),
                 mean_with_interval(ratios, ".2f"),
@@ -169,16 +94,17 @@ def compared(name: str, pools: dict[int, list[Run]]) -> list[list[str]]:
     return rows
 
 
-def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
+def report(tasks: dict[str, Pools]) -> str:
     """Return all tables in Markdown."""
     parts = ["# A model of speed"]
-    header = ["task", "workers", f"measured steps/s [{CONFIDENCE:.0%}]"]
+    header = ["task", "workers", "server threads", f"measured steps/s [{CONFIDENCE:.0%}]"]
     rows = [row for name, pools in tasks.items() for row in compared(name, pools)]
     parts += ["## Measured and predicted"]
     parts += [
-        "One worker is predicted from the other seeds' runs, two from the run with one of their own"
-        " seed, which was made just before: the machine's speed drifts. How much two busy workers"
-        " slow each other down is from the other seeds' runs."
+        "One worker with one server thread is predicted from the other seeds' runs. Two of either"
+        " are predicted from the run with one of each and the same seed, which was made next to"
+        " theirs: the machine's speed drifts. How much two busy workers slow each other down, and"
+        " how much threads share out, is from the other seeds' runs."
     ]
     parts += [markdown([*header, "predicted / measured", f"mean [{CONFIDENCE:.0%}]"], rows)]
     parts += ["## What a push takes with one worker, in microseconds", times_table(tasks)]
@@ -188,42 +114,66 @@ def report(tasks: dict[str, dict[int, list[Run]]]) -> str:
         " work and no core, as both share cores with the server if there are only two. The model"
         " gives each a core, and so predicts too much there."
     ]
-    predictions = [times_of(pools[1], pools.get(2, [])) for pools in tasks.values()]
     header, rows = ["workers, a core each", *tasks], []
     for number in NUMBERS:
-        cells = [predict(times, number) for times in predictions]
-        rows.append(
-            [str(number), *(f"{rate:,.0f} (server {100 * load:.0f} %)" for rate, load in cells)]
-        )
-    parts += ["## Predicted steps/s and load of the server", markdown(header, rows)]
-    parts += [f"## Speed-up [{CONFIDENCE:.0%}] and efficiency", speed_up_table(tasks)]
+        rows.append([str(number), *(_rate(pools, number) for pools in tasks.values())])
+    parts += ["## Predicted steps/s and load of the server", markdown(header, rows), FOOTNOTE]
+    parts += [f"## Speed-up [{CONFIDENCE:.0%}] and efficiency", speed_up_table(tasks), FOOTNOTE]
     parts += [
-        "Intervals are percentile bootstraps over runs, of which the model takes each by itself:"
-        " too narrow for so few. They know what differs between runs, not what the model leaves"
-        " out. The paper's are of the time to a score, over seven games."
+        "Both tables are with one server thread. Intervals are percentile bootstraps over runs, of"
+        " which the model takes each by itself: too narrow for so few. They know what differs"
+        " between runs, not what the model leaves out. The paper's are of the time to a score, over"
+        " seven games."
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts + threads_report(tasks)) + "\n"
 
 
-def times_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
+def threads_report(tasks: dict[str, Pools]) -> list[str]:
+    """Return the parts of the report that are about several server threads."""
+    most, paper = max(paper_speed_ups().items())
+    parts = [f"## Server threads, {most} workers", threads_table(tasks, most), FOOTNOTE]
+    parts += [
+        "The workers and the server threads have a core each."
+        f" The paper's {most} threads have no server; their speed-up is {paper:.1f}."
+    ]
+    without = [name for name, pools in tasks.items() if not pairs_of(pools)]
+    if without:
+        parts += [
+            "No runs with one worker and two server threads, and so a model for one server thread"
+            f" only: {'; '.join(without)}."
+        ]
+    if len(without) < len(tasks):
+        parts += ["## What server threads share out, in ms per push", parts_table(tasks)]
+        parts += [
+            "What is shared out is twice the difference between one thread and two. The rest is"
+            " Python, the header and the record. A seed's part may be below 0, as the machine's"
+            " speed drifts. The model takes the mean of the seeds and keeps both parts at 0 or"
+            " above. Waking a thread takes time, which one thread does without. The model counts"
+            " it twice in the rest, and so predicts too low a speed for four threads and more. That"
+            " threads compete for caches and memory is left out; there it predicts too high a one."
+        ]
+    return parts
+
+
+def times_table(tasks: dict[str, Pools]) -> str:
     """Return what a push takes with one worker, and what changes with two, as a table."""
     header = ["task", *PHASES[:-1], "latency", "server", "saturation point"]
     header += ["two workers: processor time", "two workers: without a core"]
     rows = []
     for name, pools in tasks.items():
-        times = times_of(pools[1], pools.get(2, []))
+        times = _times(pools)
         seconds = [*times.phases.values(), times.latency_s, times.server_s]
         row = [name, *(f"{1e6 * s:,.0f}" for s in seconds), f"{times.saturating:.1f} workers"]
-        if 2 in pools:
-            two, one = (np.array([_cpu_s(run) for run in pools[n]]) for n in (2, 1))
+        if (2, 1) in pools:
+            two, one = (np.array([cpu_s(run) for run in pools[n, 1]]) for n in (2, 1))
             row.append(f"x {with_interval(ratio_of_means, two, one, '.2f')}")
-            off = [1e6 * off_core_s(run) for run in pools[2]]
+            off = [1e6 * off_core_s(run) for run in pools[2, 1]]
             row.append(mean_with_interval(off, ",.0f"))
         rows.append(row + [""] * (len(header) - len(row)))
     return markdown(header, rows)
 
 
-def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
+def speed_up_table(tasks: dict[str, Pools]) -> str:
     """Return modelled and measured speed-ups, and the paper's, as a table in Markdown."""
     paper = paper_speed_ups()
     rows = []
@@ -231,10 +181,10 @@ def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
         row = [str(number)]
         for pools in tasks.values():
             model = _speed_ups(pools, number)
-            row.append(_efficiency(float(model.mean()), number, mean_interval(model)))
-            row.append("")
-            if number != 1 and number in pools:
-                rates = [np.array([measured(run) for run in pools[n]]) for n in (number, 1)]
+            text = _efficiency(float(model.mean()), number, mean_interval(model))
+            row += [text + _mark(pools, number), ""]
+            if number != 1 and (number, 1) in pools:
+                rates = [np.array([measured(run) for run in pools[n, 1]]) for n in (number, 1)]
                 interval = bootstrapped(ratio_of_means, *rates)
                 row[-1] = _efficiency(ratio_of_means(*rates), number, interval)
         row.append(_efficiency(paper[number], number) if number in paper else "")
@@ -243,12 +193,63 @@ def speed_up_table(tasks: dict[str, dict[int, list[Run]]]) -> str:
     return markdown(["workers", *header, "A3C paper, table 2"], rows)
 
 
-def _speed_ups(pools: dict[int, list[Run]], num_workers: int) -> np.ndarray:
-    """Return the model's speed-up from each run with one worker and a run with two, in order."""
-    found = []
-    for one, two in itertools.zip_longest(pools[1], pools.get(2, [])[: len(pools[1])]):
-        times = times_of([one], [two] if two is not None else pools.get(2, []))
-        found.append(predict(times, num_workers)[0] / predict(times, 1)[0])
+def threads_table(tasks: dict[str, Pools], num_workers: int) -> str:
+    """Return what is modelled for so many workers by number of server threads, as a table."""
+    paper = f"{paper_speed_ups()[num_workers]:.2f}"
+    header = ["task", "server threads", "server, ms per push", "saturation point", "steps/s"]
+    over = f"speed-up [{CONFIDENCE:.0%}] over one worker with"
+    header += [f"{over} one server thread", f"{over} as many server threads"]
+    rows = []
+    for name, pools in tasks.items():
+        for threads in threads_of(pools):
+            times = _times(pools).with_threads(threads)
+            row = [name, str(threads), f"{1e3 * times.server_s:.3f}{_mark(pools, 1, threads)}"]
+            mark = _mark(pools, num_workers, threads)
+            row += [f"{times.saturating:.1f} workers{_mark(pools, 1, threads)}"]
+            row += [_rate(pools, num_workers, threads)]
+            for base in (1, threads):
+                found = _speed_ups(pools, num_workers, threads, base)
+                row.append(f"{mean_with_interval(found, '.2f')}{mark}")
+            rows.append([*row, paper])
+    return markdown([*header, "A3C paper, table 2"], rows)
+
+
+def parts_table(tasks: dict[str, Pools]) -> str:
+    """Return the server's time per push and its two parts, in ms, of each seed, as a table."""
+    names = "one thread", "two threads", "shared out", "not shared out"
+    rows = []
+    for task, pools in tasks.items():
+        found = 1e3 * np.array([parts_s(*pair) for pair in pairs_of(pools)])
+        for name, of_seeds in zip(names, found.T):
+            each = ", ".join(f"{part:.3f}" for part in of_seeds)
+            rows.append([task, name, mean_with_interval(of_seeds, ".3f"), each])
+    return markdown(["task", "server", f"mean [{CONFIDENCE:.0%}]", "seeds"], rows)
+
+
+def _times(pools: Pools) -> Times:
+    return times_of(pools[1, 1], pools.get((2, 1), []), pairs_of(pools))
+
+
+def _rate(pools: Pools, num_workers: int, threads: int = 1) -> str:
+    rate, load = predict(_times(pools).with_threads(threads), num_workers)
+    return f"{rate:,.0f} (server {100 * load:.0f} %){_mark(pools, num_workers, threads)}"
+
+
+def _mark(pools: Pools, num_workers: int, threads: int = 1) -> str:
+    return MARK if is_extrapolated(pools, num_workers, threads) else ""
+
+
+def _speed_ups(pools: Pools, num_workers: int, threads: int = 1, base: int = 1) -> np.ndarray:
+    """Return the model's speed-up over one worker whose server has ``base`` threads.
+
+    From each run with one worker, in order: with one with two workers, and one with two threads.
+    """
+    found, pairs, twos = [], pairs_of(pools), pools.get((2, 1), [])
+    for one, two in itertools.zip_longest(pools[1, 1], twos[: len(pools[1, 1])]):
+        own = [pair for pair in pairs if pair[0] is one]
+        times = times_of([one], twos if two is None else [two], own or pairs)
+        rates = (times.with_threads(threads), num_workers), (times.with_threads(base), 1)
+        found.append(predict(*rates[0])[0] / predict(*rates[1])[0])
     return np.array(found)
 
 
@@ -263,40 +264,54 @@ def paper_speed_ups() -> dict[int, float]:
     return {int(threads): float(text) for threads, text in row.items() if threads != "method"}
 
 
-def draw(axes: Axes, tasks: dict[str, dict[int, list[Run]]]) -> None:
-    """Draw modelled speed-ups, and the paper's."""
-    numbers = np.arange(1, NUMBERS[-1] + 1)
-    for colour, (name, pools) in enumerate(tasks.items()):
-        times = times_of(pools[1], pools.get(2, []))
-        speed_ups = [_speed_ups(pools, number).mean() for number in numbers.tolist()]
-        label = f"{name}: model, saturation point {times.saturating:.1f} workers"
-        axes.plot(numbers, speed_ups, color=f"C{colour}", label=label)
-        rates = {number: [measured(run) for run in runs] for number, runs in pools.items()}
-        for number in sorted(rates):
-            points = np.array(rates[number]) / np.mean(rates[1])
-            axes.plot([number] * len(points), points, "o", color=f"C{colour}", alpha=0.6)
+def draw(axes: Axes, tasks: dict[str, Pools]) -> None:
+    """Draw modelled speed-ups by task and number of server threads, and the paper's."""
+    curves = [(name, n) for name, pools in tasks.items() for n in threads_of(pools)]
+    for colour, (name, threads) in enumerate(curves):
+        draw_curve(axes, name, tasks[name], threads, f"C{colour}")
     paper = paper_speed_ups()
-    axes.plot([*paper], [*paper.values()], "k--s", label="A3C paper, table 2 (time to a score)")
-    axes.plot(numbers, numbers, color="grey", linewidth=0.8, linestyle=":", label="ideal")
+    axes.plot([*paper], [*paper.values()], "k-s", label="A3C paper, table 2 (time to a score)")
+    axes.plot(NUMBERS, NUMBERS, color="grey", linewidth=0.8, linestyle=":", label="ideal")
+    axes.plot([], [], color="grey", linestyle="--", label="dashed: extrapolated")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(NUMBERS, [str(number) for number in NUMBERS])
     axes.set_yticks(NUMBERS, [str(number) for number in NUMBERS])
-    axes.set_xlabel("workers or threads (model: a core each)")
-    axes.set_ylabel("speed-up in steps/s (points: measured)")
+    axes.set_xlabel("workers, or the paper's threads (model: a core each)")
+    axes.set_ylabel("speed-up in steps/s over one worker and one server thread\n(points: measured)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def draw_curve(axes: Axes, name: str, pools: Pools, threads: int, colour: str) -> None:
+    """Draw the modelled speed-up with so many server threads, dashed where extrapolated."""
+    numbers = np.arange(1, NUMBERS[-1] + 1)
+    speed_ups = np.array([_speed_ups(pools, n, threads).mean() for n in numbers.tolist()])
+    inside = sum(not is_extrapolated(pools, n, threads) for n in numbers.tolist())
+    label = f"{name}, {threads} server thread{'s'[: threads > 1]}:"
+    label += f" saturation point {_times(pools).with_threads(threads).saturating:.1f} workers"
+    axes.plot(numbers[:inside], speed_ups[:inside], color=colour, label=label)
+    beyond = max(0, inside - 1)
+    axes.plot(numbers[beyond:], speed_ups[beyond:], color=colour, linestyle="--")
+    base = np.mean([measured(run) for run in pools[1, 1]])
+    for (number, of_them), runs in pools.items():
+        if of_them == threads:
+            points = np.array([measured(run) for run in runs]) / base
+            axes.plot([number] * len(points), points, "o", color=colour, alpha=0.6)
 
 
 def write(runs: list[Run], folder: Path) -> list[Path]:
     """Write speed_model.md and speed_model.png into ``folder``; return their paths."""
     tasks = by_task(runs)
     for name, pools in tasks.items():
-        if 1 not in pools:
-            raise UserError(f"{name}: no run with one worker, which the model's times come from")
+        if (1, 1) not in pools:
+            raise UserError(
+                f"{name}: no run with one worker and one server thread, which the model's times"
+                " come from"
+            )
     paths = [folder / "speed_model.md", folder / "speed_model.png"]
     tables.save(paths[0], report(tasks))
-    figure, axes = pyplot.subplots(figsize=(7, 5.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7.5, 6), layout="constrained")
     draw(axes, tasks)
     figures.save(figure, paths[1])
     return paths
