@@ -7,6 +7,7 @@ the start and after half their pushes. Either end raises if a single element is 
 server prints what it has seen.
 """
 
+import os
 import sys
 
 import numpy as np
@@ -28,6 +29,7 @@ def work(comm: MPI.Intracomm, by_message: bool, num_pushed: int) -> None:
     worker, sent = comm.rank - 1, 0
     link = WorkerLink(comm, NUM_PARAMS, MAX_EPISODES, by_message, num_pushed=num_pushed)
     turns = is_near(comm.rank) and num_pushed == NUM_PARAMS
+    assert os.sched_getscheduler(0) == os.SCHED_BATCH  # it does not interrupt the server
     while link.is_admitted():
         link.header["kind"] = Kind.JOIN
         link.push()

@@ -1,4 +1,4 @@
-/* Threads that share out work over long vectors: each has its own stretch, the same every time, so
+/* Threads that share out work over long vectors: each has its own share, the same every time, so
    that its core's caches hold it. Between two works they sleep, if the next does not come at once. */
 
 #include <pthread.h>
@@ -12,7 +12,7 @@ enum {
     LOOKS = 1 << 16, /* at what others do, before sleeping until it is done: some 50 us */
 };
 
-typedef void (*Work)(const void *what, size_t begin, size_t end);
+typedef void (*Work)(const void *what, size_t thread, size_t threads);
 
 static struct {
     pthread_mutex_t lock;
@@ -23,18 +23,16 @@ static struct {
     size_t busy;    /* helpers that have not done theirs */
     Work work;
     const void *what;
-    size_t n;
     size_t begun[MOST + 1]; /* works before each helper */
-} pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0, 0, 0, 0, 0, 0, {0}};
+} pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0, 0, 0, 0, 0, {0}};
 
-/* Do the stretch of one of the threads. */
-static void do_stretch(size_t thread)
+/* Say which of n numbers are a thread's: from begin to end - 1, if any. */
+void stretch_of(size_t n, size_t thread, size_t threads, size_t *begin, size_t *end)
 {
-    size_t units = (pool.n + UNIT - 1) / UNIT, threads = pool.threads;
-    size_t begin = units * thread / threads * UNIT, end = units * (thread + 1) / threads * UNIT;
-    end = end < pool.n ? end : pool.n;
-    if (begin < end)
-        pool.work(pool.what, begin, end);
+    size_t units = (n + UNIT - 1) / UNIT;
+    *begin = units * thread / threads * UNIT;
+    *end = units * (thread + 1) / threads * UNIT;
+    *end = *end < n ? *end : n;
 }
 
 static void *help(void *number)
@@ -48,7 +46,7 @@ static void *help(void *number)
         while (pool.round == round)
             pthread_cond_wait(&pool.wake, &pool.lock);
         pthread_mutex_unlock(&pool.lock);
-        do_stretch(thread);
+        pool.work(pool.what, thread, pool.threads);
         if (__atomic_sub_fetch(&pool.busy, 1, __ATOMIC_ACQ_REL) == 0) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.done);
@@ -76,10 +74,10 @@ size_t start_threads(size_t threads)
     return pool.helpers + 1;
 }
 
-/* Let all threads do their stretches of n numbers; return when they have. */
+/* Let all threads do their shares of a work on n numbers; return when they have. */
 void share_out(Work work, const void *what, size_t n)
 {
-    pool.work = work, pool.what = what, pool.n = n;
+    pool.work = work, pool.what = what;
     pool.threads = n < LEAST ? 1 : pool.helpers + 1;
     if (pool.threads > 1) {
         pthread_mutex_lock(&pool.lock);
@@ -88,7 +86,7 @@ void share_out(Work work, const void *what, size_t n)
         pthread_cond_broadcast(&pool.wake);
         pthread_mutex_unlock(&pool.lock);
     }
-    do_stretch(0);
+    work(what, 0, pool.threads);
     for (size_t look = 0; look < LOOKS && __atomic_load_n(&pool.busy, __ATOMIC_ACQUIRE); look++)
         ;
     if (__atomic_load_n(&pool.busy, __ATOMIC_ACQUIRE)) {

@@ -19,7 +19,8 @@
 #define VECTORS
 #endif
 
-void share_out(void (*work)(const void *what, size_t begin, size_t end), const void *what, size_t n);
+void share_out(void (*work)(const void *what, size_t thread, size_t threads), const void *what, size_t n);
+void stretch_of(size_t n, size_t thread, size_t threads, size_t *begin, size_t *end);
 
 /* What a rule multiplies and adds; the first two are of each update. */
 typedef struct {
@@ -117,13 +118,6 @@ typedef struct {
     size_t begin, end, at, inputs;
 } Part;
 
-/* One input's row of a weight, for one update. */
-typedef struct {
-    size_t input;
-    size_t missed;   /* updates before this one that have left it alone, since one has changed it */
-    size_t is_given; /* the input is not 0 in all rows: the row changes */
-} Row;
-
 typedef struct {
     size_t rule, num_parts, rows;
     size_t is_sparse; /* a parameter whose gradient is 0 stays as it is */
@@ -135,15 +129,7 @@ typedef struct {
     size_t *count;   /* updates so far, of all bindings of the rule; begins at 1 */
     size_t *touched; /* for each input of the weights with factors: the last one that changed its row */
     size_t *held;    /* the last one that reply has what came of; 0: none */
-    Row *room;       /* for as many rows as a weight has inputs */
 } Update;
-
-typedef struct {
-    const Update *update;
-    const Part *part;
-    size_t num_rows;
-    const Row *rows;
-} Stretch;
 
 typedef void Rule(VECTORS_OF_A_RULE);
 enum { RMSPROP, ADAM, SGD, MOMENTUM_SGD };
@@ -171,111 +157,101 @@ INLINE void decay(float *mean_square, size_t n, float by, size_t times)
     }
 }
 
-/* Change rows of a weight by its factors, some of the numbers from `begin` to `end` of all of them. */
-INLINE void change_rows(const Stretch *s, Rule rule, size_t begin, size_t end)
+/* The rows of so many inputs are a thread's, then come another's: some parts of a screen have more to do.
+   Not a power of 2, or a thread's rows would fall into some sets of its cache only. */
+enum { CHUNK = 48 };
+
+/* Change the rows of the inputs from `first` to `end` of a weight, by its factors. Of rows whose inputs
+   are all 0, reply gets those that it lacks. */
+INLINE void change_rows(const Update *u, Rule rule, const Part *part, size_t *touched, size_t first, size_t end)
 {
-    const Update *u = s->update;
-    const Part *part = s->part;
-    size_t inputs = part->inputs, outputs = (part->end - part->begin) / inputs;
+    size_t inputs = part->inputs, outputs = (part->end - part->begin) / inputs, count = 0;
     const float *x = u->grads + part->at, *deltas = x + u->rows * inputs, *delta[u->rows];
     float given[u->rows], d[TILE];
-    for (size_t i = begin, stop; i < end; i = stop) {
-        const Row *row = s->rows + i / outputs, *next = row + (row + 1 < s->rows + s->num_rows);
-        size_t at = part->begin + row->input * outputs, ahead = part->begin + next->input * outputs;
-        size_t j = i % outputs, rows = 0;
-        stop = i - j + outputs < end ? i - j + outputs : end;
-        for (size_t r = 0; r < u->rows && row->is_given; r++) {
-            given[rows] = x[r * inputs + row->input], delta[rows] = deltas + r * outputs;
-            rows += given[rows] != 0; /* nan is not */
+    int is_given[CHUNK], changes[CHUNK];
+    size_t row[CHUNK];
+    for (size_t i = first; i < end; i++)
+        is_given[i - first] = !u->is_sparse;
+    for (size_t r = 0; r < u->rows; r++)
+        for (size_t i = first; i < end; i++)
+            is_given[i - first] |= x[r * inputs + i] != 0; /* nan is not */
+    for (size_t i = first; i < end; i++) {
+        row[count] = i, changes[count] = is_given[i - first];
+        count += changes[count] | (touched[i] > *u->held);
+    }
+    for (size_t i = 0; i < count; i++) {
+        size_t at = part->begin + row[i] * outputs;
+        size_t next = part->begin + row[i + 1 < count ? i + 1 : i] * outputs;
+        size_t rows = 0, missed = *u->count - touched[row[i]];
+        for (size_t r = 0; r < u->rows && changes[i]; r++) {
+            given[rows] = x[r * inputs + row[i]], delta[rows] = deltas + r * outputs;
+            rows += given[rows] != 0;
         }
-        for (size_t n, to = j + stop - i; j < to; j += n) {
-            n = to - j < TILE ? to - j : TILE;
-            for (size_t l = j; l < j + n; l += WIDTH) { /* elsewhere: no processor would foresee it */
-                __builtin_prefetch(u->params + ahead + l, 1);
-                __builtin_prefetch(u->first + ahead + l, 1);
-                __builtin_prefetch(u->reply + ahead + l, 1);
+        for (size_t j = 0, n; j < outputs; j += n) {
+            n = outputs - j < TILE ? outputs - j : TILE;
+            for (size_t l = j; l < j + n; l += WIDTH) { /* it may be anywhere: no processor foresees it */
+                __builtin_prefetch(u->params + next + l, 1);
+                __builtin_prefetch(u->first + next + l, 1);
+                __builtin_prefetch(u->reply + next + l, 1);
             }
-            if (!row->is_given) {
+            if (!changes[i]) {
                 memcpy(u->reply + at + j, u->params + at + j, n * sizeof *u->reply);
                 continue;
             }
             if (u->rule == RMSPROP)
-                decay(u->first + at + j, n, u->numbers->decay, row->missed);
+                decay(u->first + at + j, n, u->numbers->decay, missed);
             product(n, rows, given, delta, j, d);
             if (n == TILE)
                 change(u, rule, at + j, at + j + TILE, d);
             else
                 change(u, rule, at + j, at + j + n, d);
         }
+        if (changes[i])
+            touched[row[i]] = *u->count + 1;
     }
 }
 
-#define STRETCHES(rule)                                                                           \
-    VECTORS static void rule##_rows(const void *stretch, size_t begin, size_t end)                \
-    {                                                                                             \
-        change_rows(stretch, rule, begin, end);                                                   \
-    }                                                                                             \
-    VECTORS static void rule##_all(const void *stretch, size_t begin, size_t end)                 \
-    {                                                                                             \
-        const Stretch *s = stretch;                                                               \
-        size_t from = s->part->begin;                                                             \
-        change(s->update, rule, from + begin, from + end, s->update->grads + s->part->at + begin); \
-    }
-STRETCHES(rmsprop)
-STRETCHES(adam)
-STRETCHES(sgd)
-STRETCHES(momentum_sgd)
-
-/* Write to `rows` those of a weight that this update changes, or that the reply lacks; return how many. */
-VECTORS static size_t take_rows(const Update *u, const Part *part, const size_t *touched, Row *rows)
+/* Do a thread's part of an update. */
+INLINE void change_share(const Update *u, Rule rule, size_t thread, size_t threads)
 {
-    const float *x = u->grads + part->at;
-    size_t inputs = part->inputs, count = 0;
-    int is_given[inputs];
-    for (size_t i = 0; i < inputs; i++)
-        is_given[i] = !u->is_sparse;
-    for (size_t r = 0; r < u->rows; r++)
-        for (size_t i = 0; i < inputs; i++)
-            is_given[i] |= x[r * inputs + i] != 0; /* nan is not */
-    for (size_t i = 0; i < inputs; i++) {
-        rows[count] = (Row){i, *u->count - touched[i], is_given[i]};
-        count += is_given[i] | (touched[i] > *u->held);
+    size_t *touched = u->touched;
+    for (const Part *part = u->parts; part < u->parts + u->num_parts; touched += part++->inputs) {
+        size_t begin, end;
+        stretch_of(part->end - part->begin, thread, threads, &begin, &end);
+        if (!part->inputs && begin < end)
+            change(u, rule, part->begin + begin, part->begin + end, u->grads + part->at + begin);
+        for (size_t i = thread * CHUNK; i < part->inputs; i += threads * CHUNK)
+            change_rows(u, rule, part, touched, i, i + CHUNK < part->inputs ? i + CHUNK : part->inputs);
     }
-    return count;
 }
+
+#define SHARE(rule)                                                                               \
+    VECTORS static void rule##_share(const void *update, size_t thread, size_t threads)           \
+    {                                                                                             \
+        change_share(update, rule, thread, threads);                                              \
+    }
+SHARE(rmsprop)
+SHARE(adam)
+SHARE(sgd)
+SHARE(momentum_sgd)
 
 /* Apply what was pushed to all parameters. */
 void update(const Update *u)
 {
-    static void (*const rows_of[])(const void *, size_t, size_t) = {
-        rmsprop_rows, adam_rows, sgd_rows, momentum_sgd_rows};
-    static void (*const all_of[])(const void *, size_t, size_t) = {
-        rmsprop_all, adam_all, sgd_all, momentum_sgd_all};
-    size_t *touched = u->touched;
-    for (const Part *part = u->parts; part < u->parts + u->num_parts; part++) {
-        Stretch s = {u, part, 0, u->room};
-        if (!part->inputs) {
-            share_out(all_of[u->rule], &s, part->end - part->begin);
-            continue;
-        }
-        s.num_rows = take_rows(u, part, touched, u->room);
-        share_out(rows_of[u->rule], &s, s.num_rows * ((part->end - part->begin) / part->inputs));
-        for (const Row *row = s.rows; row < s.rows + s.num_rows; row++)
-            if (row->is_given)
-                touched[row->input] = *u->count + 1;
-        touched += part->inputs;
-    }
+    static void (*const shares[])(const void *, size_t, size_t) = {
+        rmsprop_share, adam_share, sgd_share, momentum_sgd_share};
+    share_out(shares[u->rule], u, u->parts[u->num_parts - 1].end);
     *u->held = ++*u->count;
 }
 
-/* Do to all statistics what sparse updates have left for later. */
+/* Do to all statistics what updates have left for later. */
 VECTORS void settle(const Update *u)
 {
     size_t *touched = u->touched;
     for (const Part *part = u->parts; part < u->parts + u->num_parts; part++)
         for (size_t i = 0; i < part->inputs; i++, touched++) {
             size_t outputs = (part->end - part->begin) / part->inputs;
-            if (u->is_sparse && u->rule == RMSPROP)
+            if (u->rule == RMSPROP)
                 decay(u->first + part->begin + i * outputs, outputs, u->numbers->decay, *u->count - *touched);
             *touched = *u->count;
         }
@@ -284,15 +260,18 @@ VECTORS void settle(const Update *u)
 /* Mixing: params <- keep params + share others. What is multiplied is rounded before it is added, as
    NumPy does: a compiler would make one operation of both, but not of two loops. */
 typedef struct {
+    size_t n;
     float *params;
     const float *others;
     float keep, share;
 } Mix;
 
-VECTORS static void mix_stretch(const void *what, size_t begin, size_t end)
+VECTORS static void mix_share(const void *what, size_t thread, size_t threads)
 {
     const Mix *m = what;
     float part[TILE];
+    size_t begin, end;
+    stretch_of(m->n, thread, threads, &begin, &end);
     for (size_t i = begin; i < end; i += TILE) {
         size_t n = end - i < TILE ? end - i : TILE;
         float *restrict params = m->params + i;
@@ -308,18 +287,22 @@ VECTORS static void mix_stretch(const void *what, size_t begin, size_t end)
 
 void mix(size_t n, float *params, const float *others, float keep, float share)
 {
-    Mix what = {params, others, keep, share};
-    share_out(mix_stretch, &what, n);
+    Mix what = {n, params, others, keep, share};
+    share_out(mix_share, &what, n);
 }
 
-static void copy_stretch(const void *what, size_t begin, size_t end)
+static void copy_share(const void *what, size_t thread, size_t threads)
 {
     const Mix *m = what;
+    size_t begin, end;
+    stretch_of(m->n, thread, threads, &begin, &end);
+    if (begin >= end)
+        return;
     memcpy(m->params + begin, m->others + begin, (end - begin) * sizeof *m->params);
 }
 
 void copy(size_t n, float *params, const float *others)
 {
-    Mix what = {params, others, 0, 1};
-    share_out(copy_stretch, &what, n);
+    Mix what = {n, params, others, 0, 1};
+    share_out(copy_share, &what, n);
 }

@@ -43,7 +43,6 @@ class UpdateRule:
         inputs = [part.inputs for part in layout.parts] if layout else [0]
         self._count, self._touched = np.ones(1, np.uintp), np.ones(sum(inputs), np.uintp)
         self._held = dict[int, tuple[np.ndarray, np.ndarray]]()  # by reply's address
-        self._room = np.zeros((max(inputs), 3), np.uintp)
         self._numbers: np.void = np.zeros(1, [(each, "f4") for each in _NUMBERS])[0]
         for each, number in numbers.items():
             self._numbers[each] = number
@@ -85,7 +84,7 @@ class UpdateRule:
         parts = np.array(layout.parts if layout else [Part(0, params.size, 0)], np.uintp)
         _, held = self._held.setdefault(reply.ctypes.data, (reply, np.zeros(1, np.uintp)))
         arrays = parts, self._numbers, params, *[*vectors, params, params][:2], grads, reply
-        arrays += self._count, self._touched, held, self._room
+        arrays += self._count, self._touched, held
         num_rows = layout.num_rows if layout else 0
         sizes = _RULES.index(self._name), len(parts), num_rows, self._is_sparse
         addresses = [array.__array_interface__["data"][0] for array in arrays]

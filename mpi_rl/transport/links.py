@@ -22,7 +22,7 @@ from mpi4py import MPI
 from mpi_rl.transport.bell import Bell
 from mpi_rl.transport.messages import SERVER, WITHOUT_PARAMS, Command, Kind, Tag
 from mpi_rl.transport.slots import Slot
-from mpi_rl.transport.waiting import SLEEP_LAST_S, Backoff, sleeping_barrier, wait_until
+from mpi_rl.transport.waiting import SLEEP_LAST_S, Backoff, give_way, sleeping_barrier, wait_until
 
 FAILURE_WAIT_S = 4.0  # a failed worker gives the server this long to save the run and end all ranks
 
@@ -86,6 +86,7 @@ class WorkerLink(_Link):
         dtype: str = "float32",
         num_pushed: int | None = None,
     ) -> None:
+        give_way()
         num_bytes = Slot(num_params, max_episodes, None, dtype, num_pushed).num_bytes
         super().__init__(comm, num_bytes, by_message, spin)
         memory = self._memory(self._node.rank) if self._near else None

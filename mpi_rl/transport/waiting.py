@@ -3,8 +3,10 @@
 With more ranks than cores it would eat the cores that should compute.
 """
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from mpi4py import MPI
 
@@ -84,3 +86,12 @@ def wait_until(
 def sleeping_barrier(comm: MPI.Comm, spin: bool = False) -> None:
     """Wait for all ranks of ``comm`` without using a core, unless it is to ``spin``."""
     wait_until(comm.Ibarrier().Test, spin)
+
+
+def give_way() -> None:
+    """Let this rank, which wakes often, not interrupt another that is at work on its core.
+
+    A worker that is answered would interrupt the server, though another core may be idle.
+    """
+    with suppress(AttributeError, OSError):  # not every system has it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
