@@ -144,16 +144,25 @@ INLINE void change(const Update *u, Rule rule, size_t begin, size_t end, const f
 /* What RMSProp does to n mean squares in so many updates whose gradients are 0, to the bit. */
 INLINE void decay(float *mean_square, size_t n, float by, size_t times)
 {
+    enum { MANY = 256 };
     for (size_t run; times; times -= run) {
-        int is_zero = 1;
-        for (size_t i = 0; i < n; i++)
-            is_zero &= mean_square[i] == 0;
-        if (is_zero)
-            return;
-        run = times < 256 ? times : 256;
-        for (size_t k = 0; k < run; k++)
+        run = times < MANY ? times : MANY;
+        if (n == TILE) {
+            vector *g = (vector *)mean_square, a = g[0], b = g[1], c = g[2], e = g[3];
+            for (size_t k = run; k--;)
+                a *= by, b *= by, c *= by, e *= by;
+            g[0] = a, g[1] = b, g[2] = c, g[3] = e;
+        } else
             for (size_t i = 0; i < n; i++)
-                mean_square[i] *= by;
+                for (size_t k = run; k--;)
+                    mean_square[i] *= by;
+        if (run == MANY) { /* what is 0 stays so */
+            int is_zero = 1;
+            for (size_t i = 0; i < n; i++)
+                is_zero &= mean_square[i] == 0;
+            if (is_zero)
+                return;
+        }
     }
 }
 
@@ -250,9 +259,12 @@ VECTORS void settle(const Update *u)
     size_t *touched = u->touched;
     for (const Part *part = u->parts; part < u->parts + u->num_parts; part++)
         for (size_t i = 0; i < part->inputs; i++, touched++) {
-            size_t outputs = (part->end - part->begin) / part->inputs;
-            if (u->rule == RMSPROP)
-                decay(u->first + part->begin + i * outputs, outputs, u->numbers->decay, *u->count - *touched);
+            size_t outputs = (part->end - part->begin) / part->inputs, missed = *u->count - *touched;
+            float *row = u->first + part->begin + i * outputs;
+            for (size_t j = 0, n; u->rule == RMSPROP && j < outputs; j += n) {
+                n = outputs - j < TILE ? outputs - j : TILE;
+                decay(row + j, n, u->numbers->decay, missed);
+            }
             *touched = *u->count;
         }
 }
