@@ -13,6 +13,8 @@ from mpi_rl.networks.factors import Factors, Layout, layout_of
 from mpi_rl.networks.layers import Layer, initial_params, layers
 from mpi_rl.networks.make import make_network
 from mpi_rl.networks.network import NetworkSpec
+from mpi_rl.server.base_rule import GradientRule
+from mpi_rl.transport.slots import Slot
 
 RULES = [("rmsprop", 0.0), ("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9)]
 # Weights whose rows are whole tiles, more, and less; between layers that are pushed as they are.
@@ -22,6 +24,11 @@ STACK = [
     Layer("trunk", 100, 7),
     Layer("policy", 3, 2),
 ]
+
+
+def initial_of(stack):
+    rng = np.random.default_rng(5)
+    return rng.normal(size=Layout(stack).num_params).astype(np.float32)
 
 
 def atari(network="atari_2013"):
@@ -271,3 +278,30 @@ def test_without_compiled_kernels_gradients_are_pushed(monkeypatch):
     with pytest.raises(UserError, match="no compiled kernels"):
         layout_of(settings(push="factors"), atari())
     assert layout_of(settings(push="factors"), mlp(512, 512)).has_factors
+
+
+def test_a_rule_goes_on_from_what_a_run_file_has_of_it():
+    layout, start = Layout(STACK, 3, always=True), initial_of(STACK)
+    config = settings(update_rule="rmsprop", epsilon=0.1, max_grad_norm=0.0)
+
+    def rule_from(params):
+        slot = Slot(layout.num_params, 1, num_pushed=layout.size)
+        return GradientRule(config, params, [slot], [0], layout)
+
+    def push(rule, numbers):
+        for number in numbers:
+            made = Pushes("rmsprop", layout=layout)
+            made.push(number, 0)
+            rule.slots[0].grads[:] = made.pushes[0]
+            rule.apply(0, 0.01)
+
+    whole, half = rule_from(layout.from_file(start)), rule_from(layout.from_file(start))
+    push(whole, range(8))
+    push(half, range(4))
+    saved = {name: values.copy() for name, values in half.state().items()}
+    assert not np.array_equal(saved["params"], half.params)  # another order
+    again = rule_from(np.zeros_like(start))
+    again.restore(saved)
+    push(again, range(4, 8))
+    for name, values in whole.state().items():
+        np.testing.assert_array_equal(values, again.state()[name])
