@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mpi_rl.networks.factors import Layout
+from mpi_rl.networks.layers import layers
 from mpi_rl.networks.torchnet import TorchNet
 
 
@@ -12,7 +14,9 @@ class Reference:
 
     def __init__(self, spec, params):
         self.spec = spec
-        self.network = TorchNet(spec, params.copy(), np.zeros_like(params), 1, 1)
+        self.network = TorchNet(
+            spec, params.copy(), np.zeros_like(params), 1, 1, Layout(layers(spec))
+        )
 
     def __call__(self, observations):
         """Return logits (B, num_actions) and values (B,) of observations (B, *shape)."""

@@ -241,8 +241,8 @@ VECTORS void conv_image_grads(size_t n, const Shape *s, const float *images, con
    ReLU: these rows of the weight are not read. Where a worker acts, the weight is rarely in the cache. */
 enum { SUMS = WIDTH < 16 ? 8 : 16, LANES = 16, NEAR = 2, PAIR = 2, MOST = 5 };
 
-/* Write to `given` the inputs that are not 0 in all n images, and the last of them NEAR times more;
-   return how many. */
+/* Write to `given` the inputs that are other than 0 in any of n images, and the last of them NEAR times
+   more; return how many. */
 INLINE size_t take_given(size_t n, size_t inputs, const float *images, uint32_t *given)
 {
     size_t count = 0;

@@ -141,8 +141,8 @@ INLINE void change(const Update *u, Rule rule, size_t begin, size_t end, const f
          u->reply + begin);
 }
 
-/* What RMSProp does to n mean squares in so many updates whose gradients are 0, to the bit. */
-INLINE void decay(float *mean_square, size_t n, float by, size_t times)
+/* What RMSProp does to n <= TILE mean squares in so many updates whose gradients are 0, to the bit. */
+INLINE void decay_tile(float *mean_square, size_t n, float by, size_t times)
 {
     enum { MANY = 256 };
     for (size_t run; times; times -= run) {
@@ -164,6 +164,13 @@ INLINE void decay(float *mean_square, size_t n, float by, size_t times)
                 return;
         }
     }
+}
+
+INLINE void decay(float *mean_square, size_t n, float by, size_t times)
+{
+    for (; n > TILE; n -= TILE, mean_square += TILE)
+        decay_tile(mean_square, TILE, by, times);
+    decay_tile(mean_square, n, by, times);
 }
 
 /* The rows of so many inputs are a thread's, then come another's: some parts of a screen have more to do.
@@ -208,7 +215,7 @@ INLINE void change_rows(const Update *u, Rule rule, const Part *part, size_t *to
                 continue;
             }
             if (u->rule == RMSPROP)
-                decay(u->first + at + j, n, u->numbers->decay, missed);
+                decay_tile(u->first + at + j, n, u->numbers->decay, missed);
             product(n, rows, given, delta, j, d);
             if (n == TILE)
                 change(u, rule, at + j, at + j + TILE, d);
@@ -260,11 +267,8 @@ VECTORS void settle(const Update *u)
     for (const Part *part = u->parts; part < u->parts + u->num_parts; part++)
         for (size_t i = 0; i < part->inputs; i++, touched++) {
             size_t outputs = (part->end - part->begin) / part->inputs, missed = *u->count - *touched;
-            float *row = u->first + part->begin + i * outputs;
-            for (size_t j = 0, n; u->rule == RMSPROP && j < outputs; j += n) {
-                n = outputs - j < TILE ? outputs - j : TILE;
-                decay(row + j, n, u->numbers->decay, missed);
-            }
+            if (u->rule == RMSPROP)
+                decay(u->first + part->begin + i * outputs, outputs, u->numbers->decay, missed);
             *touched = *u->count;
         }
 }

@@ -89,7 +89,12 @@ class UpdateRule:
         sizes = _RULES.index(self._name), len(parts), num_rows, self._is_sparse
         addresses = [array.__array_interface__["data"][0] for array in arrays]
         run = kernels.bound(name, np.array([*sizes, *addresses], np.uintp))
-        return lambda: run() if arrays else None  # alive, as long as their addresses are in use
+
+        def call() -> None:
+            assert arrays  # alive, as long as their addresses are in use
+            run()
+
+        return call
 
     def settle(self) -> None:
         """Have in ``statistics`` all that updates so far do to them."""

@@ -58,11 +58,11 @@ class ConvNet:
         grads: np.ndarray,
         num_times: int,
         num_envs: int,
-        layout: Layout | None = None,
+        layout: Layout,
     ) -> None:
         rows, (*convolutions, hidden, _, _) = num_times * num_envs, layers(spec)
         self._spec, self._convs = spec, list[_Conv]()
-        self._layout = layout or Layout(layers(spec))
+        self._layout = layout
         images = np.zeros((rows, *spec.observation_shape), np.uint8)
         for layer in convolutions:
             self._convs.append(_conv(layer, images))

@@ -20,7 +20,7 @@ import numpy as np
 from mpi_rl.compiled import kernels
 from mpi_rl.config import Config
 from mpi_rl.errors import UserError
-from mpi_rl.networks.layers import Layer, layers
+from mpi_rl.networks.layers import Layer, layers, taker, weights_and_biases
 from mpi_rl.networks.network import NetworkSpec
 
 # Where factors pay. An update of 677,943 parameters takes 320 us from their gradient, and 350, 380,
@@ -90,28 +90,27 @@ class Layout:
     def views(self, push: np.ndarray) -> list[tuple[np.ndarray | Factors, np.ndarray]]:
         """Return each layer's place in a ``push``, (F,): of its weight and its bias."""
         assert push.size == self.size, f"{push.size} numbers given, {self.size} needed"
-        take, rows = _taker(push), self.num_rows
+        take = taker(push)
         found = list[tuple[np.ndarray | Factors, np.ndarray]]()
         for layer, is_factored in zip(self._stack, self._are_factored):
             if is_factored:
-                factors = Factors(take(rows, layer.inputs), take(rows, layer.outputs))
+                factors = self._take_factors(take, layer.inputs, layer.outputs)
                 found.append((factors, take(layer.outputs)))
             else:
                 found.append((take(*layer.shape), take(layer.outputs)))
         return found
+
+    def _take_factors(
+        self, take: Callable[..., np.ndarray], inputs: int, outputs: int
+    ) -> Factors:
+        return Factors(take(self.num_rows, inputs), take(self.num_rows, outputs))
 
     def weights(self, params: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return each layer's weight and bias in ``params``, (P,), as ``Layer`` has their shapes.
 
         One whose factors are pushed is a transposed view.
         """
-        assert params.size == self.num_params, f"{params.size} given, {self.num_params} needed"
-        take, found = _taker(params), list[tuple[np.ndarray, np.ndarray]]()
-        for layer, is_factored in zip(self._stack, self._are_factored):
-            shape = layer.shape[::-1] if is_factored else layer.shape
-            weight = take(*shape)
-            found.append((weight.T if is_factored else weight, take(layer.outputs)))
-        return found
+        return weights_and_biases(self._stack, params, self._are_factored)
 
     def to_file(self, vectors: np.ndarray) -> np.ndarray:
         """Return parameters, (..., P), in the order in which run files have them."""
@@ -134,10 +133,8 @@ class Layout:
         return found
 
     def _factors(self, push: np.ndarray, part: Part) -> Factors:
-        rows, outputs = self.num_rows, (part.end - part.begin) // part.inputs
-        middle = part.at + rows * part.inputs
-        x, delta = push[part.at : middle], push[middle : middle + rows * outputs]
-        return Factors(x.reshape(rows, -1), delta.reshape(rows, -1))
+        outputs = (part.end - part.begin) // part.inputs
+        return self._take_factors(taker(push[part.at :]), part.inputs, outputs)
 
     def gradient(self, push: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Write the gradient, (P,), that a ``push``, (F,), stands for, to ``out``; return that."""
@@ -164,18 +161,6 @@ class Layout:
                 whole = push[part.at : part.at + part.end - part.begin]
                 square += float(np.dot(whole, whole))
         return math.sqrt(max(square, 0.0))  # a rounded sum may be below 0
-
-
-def _taker(vector: np.ndarray) -> Callable[..., np.ndarray]:
-    """Return a function that takes views of a shape off a vector, one behind the other."""
-    end = 0
-
-    def take(*shape: int) -> np.ndarray:
-        nonlocal end
-        begin, end = end, end + math.prod(shape)
-        return vector[begin:end].reshape(shape)
-
-    return take
 
 
 def _pays(layer: Layer, num_rows: int, always: bool) -> bool:

@@ -4,7 +4,9 @@ The vector belongs to the caller (the server's parameters, a worker's slot). ``m
 compute with it, and write gradients into another such vector.
 """
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,15 +81,35 @@ def num_params(spec: NetworkSpec) -> int:
 
 def views(spec: NetworkSpec, vector: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return each layer's weight and bias as views of ``vector``, (P,)."""
-    found, offset = [], 0
-    for layer in layers(spec):
-        end = offset + layer.outputs * layer.fan_in
-        weight, bias = vector[offset:end].reshape(layer.shape), vector[end : end + layer.outputs]
-        assert np.shares_memory(weight, vector)
-        found.append((weight, bias))
-        offset = end + layer.outputs
-    assert offset == vector.size, f"{vector.size} parameters given, {offset} needed"
+    return weights_and_biases(layers(spec), vector, itertools.repeat(False))
+
+
+def weights_and_biases(
+    stack: Sequence[Layer], vector: np.ndarray, are_turned: Iterable[bool]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each layer's weight, of its shape, and bias as views of ``vector``, (P,).
+
+    Those that ``are_turned`` lie there transposed.
+    """
+    needed = sum(layer.outputs * (layer.fan_in + 1) for layer in stack)
+    assert needed == vector.size, f"{vector.size} parameters given, {needed} needed"
+    take, found = taker(vector), list[tuple[np.ndarray, np.ndarray]]()
+    for layer, is_turned in zip(stack, are_turned):
+        weight = take(*layer.shape[::-1]).T if is_turned else take(*layer.shape)
+        found.append((weight, take(layer.outputs)))
     return found
+
+
+def taker(vector: np.ndarray) -> Callable[..., np.ndarray]:
+    """Return a function that takes views of a shape off a vector, one behind the other."""
+    end = 0
+
+    def take(*shape: int) -> np.ndarray:
+        nonlocal end
+        begin, end = end, end + math.prod(shape)
+        return vector[begin:end].reshape(shape)
+
+    return take
 
 
 def initial_params(spec: NetworkSpec, seed: int) -> np.ndarray:

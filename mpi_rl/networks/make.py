@@ -5,6 +5,7 @@ import numpy as np
 from mpi_rl.compiled import kernels
 from mpi_rl.networks.convnet import ConvNet
 from mpi_rl.networks.factors import Layout
+from mpi_rl.networks.layers import layers
 from mpi_rl.networks.mlp import Mlp
 from mpi_rl.networks.network import Network, NetworkSpec
 
@@ -23,6 +24,7 @@ def make_network(
 
     Torch is imported only where ``convnet.c`` was not compiled.
     """
+    layout = layout or Layout(layers(spec))
     if spec.network == "mlp":
         return Mlp(spec, params, grads, num_times, num_envs, layout)
     if kernels.AVAILABLE:

@@ -30,10 +30,10 @@ class Mlp:
         grads: np.ndarray,
         num_times: int,
         num_envs: int,
-        layout: Layout | None = None,
+        layout: Layout,
     ) -> None:
         self._spec, rows = spec, (num_times, num_envs)
-        self._layout = layout or Layout(layers(spec))
+        self._layout = layout
         self._inputs = np.zeros((*rows, *spec.observation_shape), np.float32)
         self._outputs = [np.zeros((*rows, layer.outputs), np.float32) for layer in layers(spec)]
         tanh = spec.activation == "tanh"

@@ -22,9 +22,9 @@ class TorchNet:
         grads: np.ndarray,
         num_times: int,
         num_envs: int,
-        layout: Layout | None = None,
+        layout: Layout,
     ) -> None:
-        assert not layout or not layout.has_factors, "torch has whole gradients only"
+        assert not layout.has_factors, "torch has whole gradients only"
         torch.set_num_threads(1)  # every rank has one core
         self._spec, self._layers = spec, layers(spec)
         self.bind(params, grads)
